@@ -1,0 +1,5 @@
+"""Objectives that MONAI lacks."""
+
+from scripts.losses.next_patch import NextPatchLoss, count_predicted, next_patch_target
+
+__all__ = ["NextPatchLoss", "count_predicted", "next_patch_target"]

@@ -1,0 +1,31 @@
+"""How a head gets from patches back to voxels: one stage per doubling of the resolution."""
+
+from collections.abc import Sequence
+
+
+def doublings(patch_size: Sequence[int]) -> list[int]:
+    """``log2`` of the patch on each axis.
+
+    Raises:
+        ValueError: a side of the patch is not a power of two.
+    """
+    if any(p < 1 or p & (p - 1) for p in patch_size):
+        raise ValueError(f"patch_size {tuple(patch_size)} must be powers of two for a segmentation head")
+    return [p.bit_length() - 1 for p in patch_size]
+
+
+def stage_strides(patch_size: Sequence[int], num_stages: int) -> list[tuple[int, int, int]]:
+    """Stride (1 or 2 per axis) of each stage, finest first; along an axis they multiply to its patch side.
+
+    An axis with fewer doublings takes them in the coarse stages, as thick slices want: (8, 8, 4) in three stages
+    gives (2, 2, 1), (2, 2, 2), (2, 2, 2).
+
+    Raises:
+        ValueError: a side of the patch is not a power of two, or needs more stages than there are.
+    """
+    counts = doublings(patch_size)
+    if max(counts) > num_stages:
+        raise ValueError(
+            f"patch_size {tuple(patch_size)} is over {2**num_stages}, the most that {num_stages} stages reach"
+        )
+    return [tuple(2 if stage >= num_stages - n else 1 for n in counts) for stage in range(num_stages)]

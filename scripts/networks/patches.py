@@ -1,0 +1,29 @@
+"""Volumes as sequences of patches: cutting, and putting back together."""
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+
+def to_patches(image: Tensor, patch_size: Sequence[int]) -> Tensor:
+    """Cut ``(B, C, X, Y, Z)`` into ``(B, N, C*p*q*r)``: patches in raster order, last axis fastest.
+
+    Raises:
+        ValueError: a volume axis is not a multiple of the patch.
+    """
+    batch, channels, *volume = image.shape
+    if any(n % p for n, p in zip(volume, patch_size, strict=True)):
+        raise ValueError(f"image size {tuple(volume)} is not divisible by patch_size {tuple(patch_size)}")
+    p, q, r = patch_size
+    t, h, w = volume[0] // p, volume[1] // q, volume[2] // r
+    cut = image.reshape(batch, channels, t, p, h, q, w, r)
+    return cut.permute(0, 2, 4, 6, 1, 3, 5, 7).reshape(batch, t * h * w, channels * p * q * r)
+
+
+def from_patches(patches: Tensor, image_size: Sequence[int], patch_size: Sequence[int]) -> Tensor:
+    """The inverse of :func:`to_patches`: ``(B, N, C*p*q*r)`` to ``(B, C, X, Y, Z)``."""
+    p, q, r = patch_size
+    t, h, w = (n // s for n, s in zip(image_size, patch_size, strict=True))
+    channels = patches.shape[-1] // (p * q * r)
+    cut = patches.reshape(-1, t, h, w, channels, p, q, r)
+    return cut.permute(0, 4, 1, 5, 2, 6, 3, 7).reshape(-1, channels, *image_size)
