@@ -1,5 +1,5 @@
 """Objectives that MONAI lacks."""
 
-from scripts.losses.next_patch import NextPatchLoss, count_predicted, next_patch_target
+from scripts.losses.next_patch import NextPatchLoss, count_predicted, next_patch_target, pooled_loss_metric
 
-__all__ = ["NextPatchLoss", "count_predicted", "next_patch_target"]
+__all__ = ["NextPatchLoss", "count_predicted", "next_patch_target", "pooled_loss_metric"]

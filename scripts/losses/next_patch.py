@@ -1,9 +1,11 @@
 """The next-patch objective of AR-SSL4M."""
 
+import math
 from collections.abc import Sequence
 
 import torch
 import torch.distributed as dist
+from ignite.metrics import Loss
 from torch import Tensor, nn
 
 from scripts.networks.patches import to_patches
@@ -53,15 +55,41 @@ class NextPatchLoss(nn.Module):
             prediction: ``(B, N + 2, C*p*q*r)``; position i predicts the patch at position i + 1.
             target: the image ``(B, C, X, Y, Z)`` and the prefix lengths ``(B,)``, each from 0 to N - 1.
         """
-        image, prefix = target
-        pixels = next_patch_target(image, self.patch_size, self.norm_pixel)
-        num_patches = pixels.shape[1]
-        error = (prediction[:, :num_patches].float() - pixels).square().mean(dim=-1)  # (B, N)
-        position = torch.arange(num_patches, device=prefix.device)
-        predicted = position >= prefix[:, None]  # (B, N)
-        count = count_predicted(num_patches, prefix).to(error.dtype)
+        error, count = self.error_and_count(prediction, target)
         processes = 1
         if dist.is_available() and dist.is_initialized():
             processes = dist.get_world_size()
             dist.all_reduce(count)
-        return (error * predicted).sum() * processes / count
+        return error * processes / count
+
+    def local(self, prediction: Tensor, target: tuple[Tensor, Tensor]) -> Tensor:
+        """The loss of this process' batch alone."""
+        error, count = self.error_and_count(prediction, target)
+        return error / count
+
+    def error_and_count(self, prediction: Tensor, target: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        """Sum over the predicted patches of their mean square error, and their number."""
+        image, prefix = target
+        pixels = next_patch_target(image, self.patch_size, self.norm_pixel)
+        num_patches = pixels.shape[1]
+        error = (prediction[:, :num_patches].float() - pixels).square().mean(dim=-1)  # (B, N)
+        predicted = torch.arange(num_patches, device=prefix.device) >= prefix[:, None]  # (B, N)
+        return (error * predicted).sum(), count_predicted(num_patches, prefix).to(error.dtype)
+
+
+def pooled_loss_metric(loss_function: NextPatchLoss) -> Loss:
+    """The objective over a whole pass: an ignite metric that weights each batch by the patches it predicts.
+
+    Its engine's output holds ``pred`` and, under ``label``, the loss's target (image, prefix).
+    """
+
+    def predicted_patches(target: tuple[Tensor, Tensor]) -> int:
+        image, prefix = target
+        num_patches = math.prod(n // p for n, p in zip(image.shape[2:], loss_function.patch_size, strict=True))
+        return int(count_predicted(num_patches, prefix))
+
+    return Loss(
+        loss_function.local,
+        output_transform=lambda output: (output["pred"], output["label"]),
+        batch_size=predicted_patches,
+    )

@@ -128,12 +128,12 @@ def load_weights(network: nn.Module, path: str | Path) -> nn.Module:
     return network
 
 
-def load_pretrained(network: nn.Module, path: str | Path, inherit_gate: bool = False) -> str:
+def load_pretrained(network: nn.Module, path: str | Path | None, inherit_gate: bool = False) -> str:
     """Start a network's backbone from pretrained weights; its head stays as it was built.
 
     Args:
         network: a segmentation or classification network.
-        path: a pretraining checkpoint of this bundle or of AR-SSL4M.
+        path: a pretraining checkpoint of this bundle or of AR-SSL4M; None leaves the network as it was built.
         inherit_gate: take the pretrained gate shares; otherwise the gates start at the network's own ``gate_init``.
 
     Returns:
@@ -143,6 +143,9 @@ def load_pretrained(network: nn.Module, path: str | Path, inherit_gate: bool = F
         FileNotFoundError: there is no such file.
         ValueError: names the backbone's missing, unexpected and wrongly shaped weights.
     """
+    if path is None:
+        logger.info("all weights start anew (no pretrained weights are given)")
+        return "from scratch"
     weights, notes = read_checkpoint(path), []
     if is_published(weights):
         weights, notes = convert_published(weights)

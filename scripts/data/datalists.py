@@ -1,0 +1,200 @@
+"""Which files a run uses: labelled MSD tasks, folders of scans, the split by case, and their check before a run."""
+
+import json
+import random
+from collections.abc import Sequence
+from multiprocessing.pool import ThreadPool
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+from nibabel.filebasedimages import ImageFileError
+from tqdm import tqdm
+
+Case = dict[str, Any]
+SUFFIXES = (".nii", ".nii.gz")
+GRID_TOLERANCE_MM = 0.1  # how far image and label may lie apart
+
+
+def _existing_folder(folder: str | Path) -> Path:
+    path = Path(folder)
+    if not path.is_dir():
+        raise FileNotFoundError(f"dataset_dir {path} is not a folder: pass --dataset_dir with the folder of your data")
+    return path
+
+
+def _read_task(folder: Path) -> dict:
+    file = folder / "dataset.json"
+    if not file.is_file():
+        raise FileNotFoundError(
+            f"{folder} is no MSD task: it has no dataset.json (a task holds dataset.json, imagesTr and labelsTr)"
+        )
+    try:
+        return json.loads(file.read_text())
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{file} is not valid JSON: {error}") from error
+
+
+def labelled_cases(dataset_dir: str | Path) -> list[Case]:
+    """The labelled cases of an MSD task: ``{"image": path, "label": path}``, in the order of ``dataset.json``.
+
+    Raises:
+        FileNotFoundError: the folder, its ``dataset.json``, an image or a label is missing; all are named.
+        ValueError: the task lists no labelled case, or a case without a label.
+    """
+    folder = _existing_folder(dataset_dir)
+    entries = _read_task(folder).get("training", [])
+    if not entries:
+        raise ValueError(f"{folder / 'dataset.json'} lists no case under 'training': there is nothing to learn from")
+    unlabelled = [str(entry) for entry in entries if not (isinstance(entry, dict) and {"image", "label"} <= set(entry))]
+    if unlabelled:
+        raise ValueError(f"{folder / 'dataset.json'} lists images without a label: {', '.join(unlabelled)}")
+    cases = [{key: str(folder / entry[key]) for key in ("image", "label")} for entry in entries]
+    missing = [path for case in cases for path in case.values() if not Path(path).is_file()]
+    if missing:
+        raise FileNotFoundError(f"{folder / 'dataset.json'} lists files that are missing: {', '.join(missing)}")
+    return cases
+
+
+def scans(dataset_dir: str | Path) -> list[Case]:
+    """The scans of a folder (searched through) or the training images of an MSD task: ``{"image": path}``.
+
+    A task's order is that of :func:`labelled_cases`, so that one seed splits both alike and images held out in
+    fine-tuning are held out in pretraining too.
+
+    Raises:
+        FileNotFoundError: there is no such folder, or no NIfTI file in it.
+    """
+    folder = _existing_folder(dataset_dir)
+    if (folder / "dataset.json").is_file():
+        return [{"image": case["image"]} for case in labelled_cases(folder)]
+    return [{"image": str(path)} for path in image_files(folder)]
+
+
+def image_files(dataset_dir: str | Path) -> list[Path]:
+    """All NIfTI files of a folder and its sub-folders, sorted; macOS' ``._*`` files are left out.
+
+    Raises:
+        FileNotFoundError: there is no such folder, or no NIfTI file in it.
+    """
+    folder = _existing_folder(dataset_dir)
+    files = sorted(p for p in folder.rglob("*") if p.name.endswith(SUFFIXES) and not p.name.startswith("._"))
+    if not files:
+        raise FileNotFoundError(f"dataset_dir {folder} holds no image ({' or '.join(SUFFIXES)})")
+    return files
+
+
+def inference_cases(dataset_dir: str | Path) -> list[Case]:
+    """The images of a folder as ``{"image": path}``; see :func:`image_files`.
+
+    Raises:
+        FileNotFoundError: there is no such folder, or no image in it.
+        ValueError: two images would write the same mask (``a.nii`` beside ``a.nii.gz``).
+    """
+    files = image_files(dataset_dir)
+    stems: dict[Path, Path] = {}
+    for file in files:
+        stem = file.with_name(file.name.removesuffix(".gz").removesuffix(".nii"))
+        if stem in stems:
+            raise ValueError(f"{stems[stem]} and {file} would write the same mask: rename one of them")
+        stems[stem] = file
+    return [{"image": str(file)} for file in files]
+
+
+def split_cases(cases: Sequence[Case], validation_share: float, seed: int, part: str) -> list[Case]:
+    """The training or the validation part of the cases, drawn by case with a fixed seed.
+
+    Args:
+        cases: all cases.
+        validation_share: share held out, in [0, 1); at least one case where it is positive.
+        seed: draws the split; the same for pretraining and fine-tuning keeps held-out images unseen in both.
+        part: ``training``, ``validation`` or ``all``.
+
+    Raises:
+        ValueError: the share or the part is not one of these, or nothing is left to train on.
+    """
+    if not 0 <= validation_share < 1:
+        raise ValueError(f"validation_share {validation_share} must be at least 0 and below 1")
+    if part == "all":
+        return list(cases)
+    order = list(range(len(cases)))
+    random.Random(seed).shuffle(order)
+    held_out = max(round(len(cases) * validation_share), 1) if validation_share > 0 else 0
+    if held_out >= len(cases):
+        raise ValueError(
+            f"{len(cases)} cases and validation_share {validation_share} leave none to train on: "
+            "add cases, or pass --validation_share 0"
+        )
+    parts = {"validation": sorted(order[:held_out]), "training": sorted(order[held_out:])}
+    if part not in parts:
+        raise ValueError(f"part {part!r} must be training, validation or all")
+    return [cases[i] for i in parts[part]]
+
+
+def label_subset(cases: Sequence[Case], label_ratio: float, seed: int) -> list[Case]:
+    """A share of the labelled training cases (at least one), drawn with a fixed seed; smaller shares are nested.
+
+    Raises:
+        ValueError: ``label_ratio`` outside (0, 1].
+    """
+    if not 0 < label_ratio <= 1:
+        raise ValueError(f"label_ratio {label_ratio} must be above 0 and at most 1")
+    order = list(range(len(cases)))
+    random.Random(seed).shuffle(order)
+    return [cases[i] for i in sorted(order[: max(round(len(cases) * label_ratio), 1)])]
+
+
+def check_label_names(dataset_dir: str | Path, num_classes: int) -> None:
+    """Refuse a task whose ``dataset.json`` names another number of labels than the network has classes.
+
+    Raises:
+        ValueError: names both numbers.
+    """
+    folder = _existing_folder(dataset_dir)
+    names = _read_task(folder).get("labels", {})
+    if names and len(names) != num_classes:
+        raise ValueError(
+            f"{folder / 'dataset.json'} names {len(names)} labels ({', '.join(map(str, names.values()))}), "
+            f"num_classes is {num_classes}: pass --num_classes {len(names)}"
+        )
+
+
+def check_case(case: Case, num_classes: int) -> str | None:
+    """What is wrong with a labelled case, with its path, or None.
+
+    Image and label must share their grid (shape, and affine within 0.1 mm at the corners), and the label hold whole
+    numbers from 0 to ``num_classes - 1``.
+    """
+    paths = [case["image"], case["label"]]
+    try:
+        image, label = (nib.load(path) for path in paths)
+        values = np.unique(np.asanyarray(label.dataobj))
+    except (OSError, EOFError, ValueError, ImageFileError) as error:
+        return f"{' or '.join(map(str, paths))} cannot be read: {error}"
+    if image.shape[:3] != label.shape[:3]:
+        return f"{case['label']} has shape {label.shape}, its image {case['image']} has {image.shape}"
+    corner = np.array([*image.shape[:3], 1])
+    distance = max(np.abs((image.affine - label.affine) @ point)[:3].max() for point in (corner, [0, 0, 0, 1]))
+    if distance > GRID_TOLERANCE_MM:
+        return f"{case['label']} lies {distance:.1f} mm apart from its image {case['image']}: resample it to that grid"
+    wrong = [value for value in values if value != int(value) or not 0 <= value < num_classes]
+    if wrong:
+        return (
+            f"{case['label']} holds the values {', '.join(f'{v:g}' for v in wrong[:5])}, "
+            f"num_classes is {num_classes} (0 to {num_classes - 1}): correct the label or pass --num_classes"
+        )
+    return None
+
+
+def check_cases(cases: Sequence[Case], num_classes: int) -> None:
+    """Check every labelled case before a run; see :func:`check_case`.
+
+    Raises:
+        ValueError: names every case that does not fit, and why.
+    """
+    with ThreadPool() as pool:
+        results = pool.imap(lambda case: check_case(case, num_classes), cases)
+        problems = [p for p in tqdm(results, total=len(cases), desc="checking labels", leave=False) if p]
+    if problems:
+        raise ValueError(f"{len(problems)} of {len(cases)} cases cannot be used:\n" + "\n".join(problems))

@@ -1,0 +1,46 @@
+"""Randomness that depends on (seed, epoch, index) alone, whatever the number of workers and processes."""
+
+from typing import Any
+
+import numpy as np
+from ignite.engine import Engine, Events
+from monai.data import CacheDataset
+
+
+def derive_seed(seed: int, epoch: int, index: int) -> int:
+    """One 32-bit seed from the three numbers, well mixed."""
+    return int(np.random.SeedSequence((seed, epoch, index)).generate_state(1)[0])
+
+
+class SeededCacheDataset(CacheDataset):
+    """MONAI's CacheDataset whose random transforms are seeded anew for every sample.
+
+    Args:
+        seed: of the whole run.
+        arguments: see :class:`monai.data.CacheDataset`.
+
+    Without :meth:`set_epoch` (validation) every pass draws the same samples.
+    """
+
+    def __init__(self, *arguments: Any, seed: int, **keywords: Any) -> None:
+        self.seed = seed
+        self.epoch = 0
+        super().__init__(*arguments, **keywords)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Draw the samples of this epoch from now on."""
+        self.epoch = epoch
+
+    def _transform(self, index: int) -> Any:
+        self.transform.set_random_state(seed=derive_seed(self.seed, self.epoch, index))
+        return super()._transform(index)
+
+
+class EpochSeed:
+    """Tell the dataset which epoch begins. Loaders must not keep workers between epochs (PyTorch's default)."""
+
+    def __init__(self, dataset: SeededCacheDataset) -> None:
+        self.dataset = dataset
+
+    def attach(self, engine: Engine) -> None:
+        engine.add_event_handler(Events.EPOCH_STARTED, lambda e: self.dataset.set_epoch(e.state.epoch))

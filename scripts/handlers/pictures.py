@@ -1,0 +1,105 @@
+"""A picture after every validation: segmentations beside the truth, or predicted patches beside the image."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import ignite.distributed as idist
+import numpy as np
+import torch
+from ignite.engine import Engine, Events
+from monai.data.utils import affine_to_spacing
+
+from scripts.networks.patches import from_patches, to_patches
+from scripts.report.pictures import picture_page
+
+
+class ValidationPictures:
+    """Write a PNG page of the first cases whenever an evaluator has run.
+
+    The evaluator must post-process ``pred`` and ``label`` to one-hot volumes, as the Dice metric wants them.
+
+    Args:
+        folder: where ``validation_epoch_NNNN.png`` goes, or ``evaluation.png`` without a trainer.
+        trainer: gives the epoch.
+        num_cases: rows of the page.
+    """
+
+    def __init__(self, folder: str | Path, trainer: Engine | None = None, num_cases: int = 3) -> None:
+        self.folder = Path(folder)
+        self.trainer = trainer
+        self.num_cases = num_cases
+        self.rows: list[dict] = []
+
+    def attach(self, evaluator: Engine) -> None:
+        evaluator.add_event_handler(Events.STARTED, lambda _: self.rows.clear())
+        evaluator.add_event_handler(Events.ITERATION_COMPLETED, self.collect)
+        evaluator.add_event_handler(Events.COMPLETED, self.write)
+
+    def collect(self, evaluator: Engine) -> None:
+        for case in evaluator.state.output:
+            if len(self.rows) >= self.num_cases:
+                return
+            masks = [np.asarray(case[key].cpu()).argmax(axis=0) for key in ("label", "pred")]
+            meta = case["image"].meta
+            name = Path(str(meta.get("filename_or_obj", "case"))).name
+            spacing = affine_to_spacing(case["image"].affine).tolist()
+            image = np.asarray(case["image"][0].cpu().float())
+            self.rows.append({"title": name, "image": image, "masks": masks, "spacing": spacing})
+
+    @idist.one_rank_only()
+    def write(self, evaluator: Engine) -> None:
+        if not self.rows:
+            return
+        name, title = "evaluation.png", "truth solid, prediction dashed"
+        if self.trainer is not None:
+            epoch = self.trainer.state.epoch
+            name, title = f"validation_epoch_{epoch:04d}.png", f"epoch {epoch}: {title}"
+        picture_page(self.folder / name, self.rows, title)
+
+
+class PredictionPictures:
+    """Write a PNG page of one pretraining sample: the image, its prefix, and the prefix followed by the predictions.
+
+    Each predicted patch is drawn with its own true mean and deviation, which normalised targets do not tell.
+
+    Args:
+        folder: where ``prediction_epoch_NNNN.png`` goes.
+        trainer: gives the epoch.
+        patch_size: patch in voxels.
+        norm_pixel: whether the targets are normalised per patch.
+    """
+
+    def __init__(self, folder: str | Path, trainer: Engine, patch_size: Sequence[int], norm_pixel: bool) -> None:
+        self.folder = Path(folder)
+        self.trainer = trainer
+        self.patch_size = tuple(patch_size)
+        self.norm_pixel = norm_pixel
+
+    def attach(self, evaluator: Engine) -> None:
+        evaluator.add_event_handler(Events.ITERATION_COMPLETED(once=1), self.write)
+
+    @idist.one_rank_only()
+    def write(self, evaluator: Engine) -> None:
+        """Draw the sample of the first batch whose prefix is nearest to a third of the patches."""
+        prediction = evaluator.state.output["pred"].float().cpu()
+        image, prefix = (tensor.cpu() for tensor in evaluator.state.output["label"])
+        patches = to_patches(image, self.patch_size)
+        num_patches = patches.shape[1]
+        shown = int((prefix - num_patches / 3).abs().argmin())
+        patches, length = patches[shown : shown + 1], int(prefix[shown])
+        predicted = prediction[shown : shown + 1, :num_patches]
+        if self.norm_pixel:
+            variance, mean = torch.var_mean(patches, dim=-1, keepdim=True)
+            predicted = predicted * (variance + 1e-6).sqrt() + mean
+        given = (torch.arange(num_patches) < length)[None, :, None]  # patches 1..P
+        rows = [
+            ("image", patches),
+            (f"prefix: {length} of {num_patches} patches", torch.where(given, patches, torch.zeros_like(patches))),
+            ("prefix, then each next patch as predicted", torch.where(given, patches, predicted)),
+        ]
+        volumes = [(name, from_patches(p, image.shape[2:], self.patch_size)[0, 0].numpy()) for name, p in rows]
+        picture_page(
+            self.folder / f"prediction_epoch_{self.trainer.state.epoch:04d}.png",
+            [{"title": name, "image": volume, "masks": [np.zeros(volume.shape)]} for name, volume in volumes],
+            f"epoch {self.trainer.state.epoch}",
+        )

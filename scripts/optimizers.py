@@ -1,0 +1,58 @@
+"""AdamW's parameter groups: layer-wise decay of the rate, the gates' own rate, no weight decay where it harms."""
+
+import re
+from typing import Any
+
+import torch
+from torch import nn
+
+
+def layer_of(name: str, num_layers: int) -> int:
+    """Depth of a weight: 0 for embeddings and positions, 1..L for the blocks, L + 1 for norm and head."""
+    block = re.match(r"backbone\.blocks\.(\d+)\.", name)
+    if block:
+        return int(block[1]) + 1
+    embeds = name.startswith(("backbone.patch_embedding", "backbone.start_token", "backbone.end_token"))
+    return 0 if embeds or name == "backbone.position" else num_layers + 1
+
+
+def parameter_groups(
+    network: nn.Module, learning_rate: float, weight_decay: float, layer_decay: float, gate_rate: float
+) -> list[dict[str, Any]]:
+    """Parameter groups with their rates.
+
+    The rate of a layer is ``learning_rate * layer_decay ** (L + 1 - depth)``, so that a pretrained network changes
+    least where it reads the image. Gate logits get ``learning_rate * gate_rate``, no layer decay and no weight decay:
+    at the base rate they would stay where they start, and weight decay would pull the share to one half. Biases,
+    norms, tokens and positions have no weight decay.
+
+    Args:
+        network: a network of this bundle.
+        learning_rate: of the head.
+        weight_decay: of matrices and convolutions.
+        layer_decay: factor per layer, 1 for none.
+        gate_rate: the gates' factor.
+    """
+    num_layers = len(network.backbone.blocks)
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for name, parameter in network.named_parameters():
+        if name.endswith("gate.logit"):
+            settings = (learning_rate * gate_rate, 0.0)
+        else:
+            plain = parameter.ndim <= 1 or name.endswith(("_token", "position"))
+            rate = learning_rate * layer_decay ** (num_layers + 1 - layer_of(name, num_layers))
+            settings = (rate, 0.0 if plain else weight_decay)
+        groups.setdefault(settings, []).append(parameter)
+    return [{"params": p, "lr": rate, "weight_decay": decay} for (rate, decay), p in groups.items()]
+
+
+def build_adamw(
+    network: nn.Module,
+    learning_rate: float,
+    weight_decay: float = 0.01,
+    layer_decay: float = 1.0,
+    gate_rate: float = 100.0,
+) -> torch.optim.AdamW:
+    """Fused AdamW over :func:`parameter_groups`."""
+    groups = parameter_groups(network, learning_rate, weight_decay, layer_decay, gate_rate)
+    return torch.optim.AdamW(groups, lr=learning_rate, fused=True)
