@@ -1,0 +1,36 @@
+"""Small phantom studies and a small network, shared by the tests."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from scripts.data.phantoms import write_phantoms
+
+ROOT = Path(__file__).parents[1]
+SMALL = {
+    "num_classes": 7,
+    "spacing": [8.0, 8.0, 8.0],
+    "roi_size": [16, 16, 16],
+    "sample_size": [8, 8, 8],
+    "network_size": {"hidden_size": 24, "num_layers": 2, "num_heads": 2},
+    "batch_size": 2,
+    "num_workers": 0,
+    "max_epochs": 1,
+}
+
+
+@pytest.fixture(scope="session")
+def task(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A phantom MSD task of 5 training and 2 test studies."""
+    folder = tmp_path_factory.mktemp("phantoms") / "task"
+    write_phantoms(folder, num_training=5, num_test=2, seed=1)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def small_overlay(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A config overlay that makes every workflow small: its path."""
+    file = tmp_path_factory.mktemp("overlay") / "small.json"
+    file.write_text(json.dumps(SMALL))
+    return str(file)

@@ -1,0 +1,262 @@
+"""The workflows as users start them: each config with the small overlay, on phantom studies."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from ignite.engine import Events
+from monai.bundle import ConfigWorkflow
+from PIL import Image
+
+from tests.conftest import ROOT
+
+META, LOGGING = str(ROOT / "configs/metadata.json"), str(ROOT / "configs/logging.conf")
+
+
+def workflow(names: list[str], overlay: str, kind: str, run_id: str = "run", **options: object) -> ConfigWorkflow:
+    files = [str(ROOT / "configs" / name) for name in names] + [overlay]
+    return ConfigWorkflow(
+        config_file=files,
+        meta_file=META,
+        logging_file=LOGGING,
+        workflow_type=kind,
+        run_id=run_id,
+        bundle_root=str(ROOT),
+        **options,
+    )
+
+
+def run(*arguments: object, **options: object) -> ConfigWorkflow:
+    flow = workflow(*arguments, **options)
+    flow.initialize()
+    flow.run()
+    flow.finalize()
+    return flow
+
+
+def root_cause(error: BaseException) -> BaseException:
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return error
+
+
+def train(task: Path, overlay: str, out: Path, **options: object) -> ConfigWorkflow:
+    return run(
+        ["train.json"],
+        overlay,
+        "training",
+        "training",
+        dataset_dir=str(task),
+        output_dir=str(out),
+        weights_file=str(out / "model.pt"),
+        **options,
+    )
+
+
+@pytest.fixture(scope="module")
+def trained(task: Path, small_overlay: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("trained")
+    train(task, small_overlay, out)
+    return out
+
+
+@pytest.fixture(scope="module")
+def pretrained(task: Path, small_overlay: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("pretrained")
+    options = {"dataset_dir": str(task), "output_dir": str(out)}
+    run(["pretrain.yaml"], small_overlay, "training", "pretraining", **options)
+    return out
+
+
+@pytest.mark.parametrize("kind", ["training", "evaluation", "inference"])
+def test_all_required_properties_are_there(kind: str, task: Path, small_overlay: str, trained: Path) -> None:
+    names = {
+        "training": ["train.json"],
+        "evaluation": ["train.json", "evaluate.json"],
+        "inference": ["inference.json"],
+    }[kind]
+    folder = task / "imagesTs" if kind == "inference" else task
+    flow = workflow(
+        names, small_overlay, kind, dataset_dir=str(folder), weights_file=str(trained / "model.pt"), output_dir=str(trained)
+    )
+    flow.initialize()
+    assert flow.check_properties() == []
+    flow.finalize()
+
+
+def test_training_leaves_weights_state_curves_and_pictures(trained: Path) -> None:
+    weights = torch.load(trained / "model.pt", weights_only=True)
+    assert all(isinstance(tensor, torch.Tensor) for tensor in weights.values())
+    assert set(torch.load(trained / "state.pt", weights_only=True)) == {
+        "network", "optimizer", "scheduler", "trainer", "best_weights",
+    }  # fmt: skip
+    assert list((trained / "tensorboard").glob("events*"))
+    with Image.open(trained / "pictures/validation_epoch_0001.png") as picture:
+        assert picture.width > 300
+
+
+def test_training_again_keeps_the_former_weights(task: Path, small_overlay: str, tmp_path: Path) -> None:
+    train(task, small_overlay, tmp_path)
+    former = (tmp_path / "model.pt").read_bytes()
+    train(task, small_overlay, tmp_path, seed=5)
+    kept = list((tmp_path / "former").glob("model_*.pt"))
+    assert [file.read_bytes() for file in kept] == [former]
+    assert (tmp_path / "model.pt").read_bytes() != former
+
+
+def test_the_same_seed_trains_the_same_weights(task: Path, small_overlay: str, trained: Path, tmp_path: Path) -> None:
+    train(task, small_overlay, tmp_path, num_workers=1)
+    first, second = (torch.load(folder / "model.pt", weights_only=True) for folder in (trained, tmp_path))
+    for name, tensor in first.items():
+        torch.testing.assert_close(tensor, second[name], rtol=0, atol=1e-6, msg=name)
+
+
+def test_a_resumed_run_ends_where_an_uninterrupted_one_does(task: Path, small_overlay: str, tmp_path: Path) -> None:
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    reference = train(task, small_overlay, whole, max_epochs=2)
+    stopped = workflow(
+        ["train.json"], small_overlay, "training", "training",
+        dataset_dir=str(task), output_dir=str(parts), weights_file=str(parts / "model.pt"), max_epochs=2,
+    )  # fmt: skip
+    stopped.initialize()
+    trainer = stopped.trainer
+    trainer.add_event_handler(Events.EPOCH_COMPLETED, lambda engine: engine.terminate())
+    stopped.run()
+    stopped.finalize()
+    assert trainer.state.epoch == 1
+    resumed = train(task, small_overlay, parts, max_epochs=2, resume=True)
+    for name, tensor in reference.network_def.state_dict().items():
+        torch.testing.assert_close(tensor, resumed.network_def.state_dict()[name], rtol=0, atol=1e-6, msg=name)
+
+
+def test_resuming_with_another_length_is_refused(task: Path, small_overlay: str, trained: Path) -> None:
+    with pytest.raises(RuntimeError) as caught:
+        train(task, small_overlay, trained, max_epochs=9, resume=True)
+    assert "resume with --max_epochs 1 instead of 9" in str(root_cause(caught.value))
+
+
+def test_without_validation_cases_the_last_weights_are_written(task: Path, small_overlay: str, tmp_path: Path) -> None:
+    train(task, small_overlay, tmp_path, validation_share=0)
+    assert (tmp_path / "model.pt").is_file()
+
+
+def test_pretraining_writes_weights_that_training_starts_from(
+    task: Path, small_overlay: str, pretrained: Path, tmp_path: Path
+) -> None:
+    assert list((pretrained / "pictures").glob("prediction_epoch_0001.png"))
+    flow = workflow(
+        ["train.json"], small_overlay, "training", "training",
+        dataset_dir=str(task), output_dir=str(tmp_path), pretrained=str(pretrained / "pretrained.pt"),
+    )  # fmt: skip
+    flow.initialize()
+    started = flow.network_def.backbone.state_dict()
+    source = torch.load(pretrained / "pretrained.pt", weights_only=True)
+    compared = 0
+    for name, tensor in started.items():
+        if not name.endswith("gate.logit"):
+            torch.testing.assert_close(tensor.cpu(), source[f"backbone.{name}"])
+            compared += 1
+    assert compared > 10
+    flow.finalize()
+
+
+def test_pretraining_with_published_slabs_runs(task: Path, small_overlay: str, tmp_path: Path) -> None:
+    options = {"dataset_dir": str(task / "imagesTs"), "output_dir": str(tmp_path), "slab_offset": 2}
+    run(["pretrain.yaml"], small_overlay, "training", "pretraining", validation_share=0.5, **options)
+    assert (tmp_path / "pretrained.pt").is_file()
+
+
+def test_evaluation_writes_dice_of_every_validation_case(
+    task: Path, small_overlay: str, trained: Path, tmp_path: Path
+) -> None:
+    options = {"dataset_dir": str(task), "weights_file": str(trained / "model.pt"), "output_dir": str(tmp_path)}
+    run(["train.json", "evaluate.json"], small_overlay, "evaluation", part="all", **options)
+    rows = (tmp_path / "mean_dice_raw.csv").read_text().splitlines()
+    assert rows[0] == "filename,class0,class1,class2,class3,class4,class5,mean"
+    assert len(rows) == 1 + 5
+    assert (tmp_path / "pictures/evaluation.png").is_file()
+
+
+def test_inference_writes_masks_in_the_grid_of_each_image(
+    task: Path, small_overlay: str, trained: Path, tmp_path: Path
+) -> None:
+    images, masks = tmp_path / "images", tmp_path / "masks"
+    (images / "ward").mkdir(parents=True)
+    files = sorted((task / "imagesTs").glob("*.nii.gz"))
+    shutil.copy(files[0], images)
+    shutil.copy(files[1], images / "ward")
+    before = {file: file.read_bytes() for file in images.rglob("*.nii.gz")}
+    options = {"dataset_dir": str(images), "weights_file": str(trained / "model.pt"), "output_dir": str(masks)}
+    run(["inference.json"], small_overlay, "inference", **options)
+    for file, content in before.items():
+        relative = file.relative_to(images)
+        image = nib.load(file)
+        mask = nib.load(masks / relative.parent / relative.name.replace(".nii.gz", "_mask.nii.gz"))
+        assert mask.shape == image.shape
+        assert mask.get_data_dtype() == np.uint8
+        np.testing.assert_allclose(mask.affine, image.affine, atol=1e-4)
+        assert file.read_bytes() == content
+    assert not list(masks.rglob("*.tmp*"))
+
+
+@pytest.mark.parametrize("names", [["inference.json"], ["train.json", "evaluate.json"]], ids=["inference", "evaluation"])
+def test_without_weights_nothing_runs(names: list[str], task: Path, small_overlay: str, tmp_path: Path) -> None:
+    missing = tmp_path / "model.pt"
+    options = {"dataset_dir": str(task), "weights_file": str(missing), "output_dir": str(tmp_path / "out")}
+    with pytest.raises(RuntimeError) as caught:
+        run(names, small_overlay, "inference", **options)
+    assert str(missing) in str(root_cause(caught.value))
+    assert not list(tmp_path.rglob("*.nii.gz"))
+
+
+def test_weights_of_another_network_are_refused(task: Path, small_overlay: str, trained: Path, tmp_path: Path) -> None:
+    options = {"weights_file": str(trained / "model.pt"), "output_dir": str(tmp_path), "num_classes": 3}
+    with pytest.raises(RuntimeError) as caught:
+        run(["inference.json"], small_overlay, "inference", dataset_dir=str(task / "imagesTs"), **options)
+    message = str(root_cause(caught.value))
+    assert "head.out.conv.conv.weight (7," in message
+    assert "instead of (3," in message
+
+
+def test_a_wrong_number_of_classes_is_refused_before_training(task: Path, small_overlay: str, tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError) as caught:
+        train(task, small_overlay, tmp_path, num_classes=3)
+    assert "pass --num_classes 7" in str(root_cause(caught.value))
+    assert not (tmp_path / "model.pt").exists()
+
+
+@pytest.mark.slow
+def test_a_mistyped_option_is_refused_on_the_command_line(small_overlay: str, tmp_path: Path) -> None:
+    command = [
+        sys.executable, "-m", "monai.bundle", "run", "training", "--config_file", "configs/train.json",
+        "--dataset_dri", str(tmp_path),
+    ]  # fmt: skip
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert result.returncode != 0
+    assert result.stderr.strip().splitlines()[-1].endswith("did you mean --dataset_dir?")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("config", ["train.json", "pretrain.yaml"])
+def test_two_processes_train_on_one_machine(config: str, task: Path, small_overlay: str, tmp_path: Path) -> None:
+    run_id = "pretraining" if config == "pretrain.yaml" else "training"
+    command = [
+        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2",
+        "-m", "monai.bundle", "run", run_id,
+        "--config_file", f"['configs/{config}','configs/multi_gpu_train.json','{small_overlay}']",
+        "--dataset_dir", str(task), "--output_dir", str(tmp_path), "--weights_file", str(tmp_path / "model.pt"),
+        "--validation_share", "0.4",
+    ]  # fmt: skip
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert (tmp_path / "model.pt").is_file()
+    assert not (tmp_path / "former").exists()
+    weights = torch.load(tmp_path / "model.pt", weights_only=True)
+    assert not any(name.startswith("module.") for name in weights)
