@@ -84,7 +84,7 @@ def make_biases(case: Case, branch: nn.Module) -> list[Tensor]:
 def run(attention: Callable[..., Tensor], heads: Sequence[Tensor], training: bool) -> None:
     """A forward pass, and in training a backward pass; the gradients are dropped."""
     if training:
-        attention(*heads).sum().backward()
+        attention(*heads).backward(heads[0].detach())  # any gradient that is laid out as real ones are
         for tensor in heads:
             tensor.grad = None
     else:

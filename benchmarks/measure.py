@@ -1,4 +1,7 @@
-"""What the benchmarks share: timing in turns, peak memory in a child process, tables, and the machine's facts."""
+"""What the benchmarks share: timing in turns, peak memory in a child process, tables, and the machine's facts.
+
+For Linux and macOS, on a CPU or CUDA.
+"""
 
 import json
 import multiprocessing
@@ -68,7 +71,7 @@ def peak_memory(build: Callable[..., Callable[[], object]], arguments: Sequence[
     forkserver = "forkserver" in multiprocessing.get_all_start_methods()
     context = multiprocessing.get_context("forkserver" if forkserver else "spawn")
     if forkserver:
-        context.set_forkserver_preload(["benchmarks.measure", "scripts.networks"])
+        context.set_forkserver_preload(["benchmarks.measure", "scripts.networks", "monai.networks.nets"])
     with ProcessPoolExecutor(1, mp_context=context) as pool:
         work = pool.submit(_peak_memory_here, build, arguments, device, calls, torch.get_num_threads())
         return work.result()

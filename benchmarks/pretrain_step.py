@@ -21,6 +21,7 @@ import argparse
 import functools
 import math
 import statistics
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import NamedTuple
@@ -196,6 +197,7 @@ def monai_vit(setting: Setting) -> Trainable:
     """MONAI's ViT: every token sees every other and predicts its own patch."""
     sizes, patch = SIZES[setting.size], (setting.patch,) * 3
     width = sizes["hidden_size"]
+    warnings.filterwarnings("ignore", "torch.meshgrid")  # MONAI's positions
     vit = ViT(
         in_channels=1,
         img_size=(setting.image,) * 3,
@@ -369,8 +371,9 @@ def profile_step(variant: str, setting: Setting) -> None:
         activities.append(torch.profiler.ProfilerActivity.CUDA)
     with torch.profiler.profile(activities=activities, record_shapes=True) as profile:
         step()
+    order = "self_device_time_total" if setting.device == "cuda" else "self_cpu_time_total"
     averages = profile.key_averages(group_by_input_shape=True)
-    print(averages.table(sort_by=f"self_{setting.device}_time_total", row_limit=25, max_name_column_width=40))
+    print(averages.table(sort_by=order, row_limit=25, max_name_column_width=40))
 
 
 def main(argv: Sequence[str] | None = None) -> None:

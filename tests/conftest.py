@@ -4,10 +4,12 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from scripts.data.phantoms import write_phantoms
 
 ROOT = Path(__file__).parents[1]
+torch.set_num_threads(1)  # the volumes are small: several threads only wait for each other
 SMALL = {
     "num_classes": 7,
     "spacing": [8.0, 8.0, 8.0],

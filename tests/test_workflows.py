@@ -83,7 +83,12 @@ def test_all_required_properties_are_there(kind: str, task: Path, small_overlay:
     }[kind]
     folder = task / "imagesTs" if kind == "inference" else task
     flow = workflow(
-        names, small_overlay, kind, dataset_dir=str(folder), weights_file=str(trained / "model.pt"), output_dir=str(trained)
+        names,
+        small_overlay,
+        kind,
+        dataset_dir=str(folder),
+        weights_file=str(trained / "model.pt"),
+        output_dir=str(trained),
     )
     flow.initialize()
     assert flow.check_properties() == []
@@ -205,7 +210,9 @@ def test_inference_writes_masks_in_the_grid_of_each_image(
     assert not list(masks.rglob("*.tmp*"))
 
 
-@pytest.mark.parametrize("names", [["inference.json"], ["train.json", "evaluate.json"]], ids=["inference", "evaluation"])
+@pytest.mark.parametrize(
+    "names", [["inference.json"], ["train.json", "evaluate.json"]], ids=["inference", "evaluation"]
+)
 def test_without_weights_nothing_runs(names: list[str], task: Path, small_overlay: str, tmp_path: Path) -> None:
     missing = tmp_path / "model.pt"
     options = {"dataset_dir": str(task), "weights_file": str(missing), "output_dir": str(tmp_path / "out")}

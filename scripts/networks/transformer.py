@@ -83,7 +83,7 @@ class Backbone(nn.Module):
         gate_learnable: False keeps the share fixed.
         position: ``sincos`` (fixed) or ``learned``.
         end_token: True in pretraining.
-        dropout: probability, after the attention and the MLP of every block in train mode.
+        dropout: probability in train mode, of the embedded sequence and after the attention and the MLP of each block.
         mask_penalty: what the score of a forbidden pair loses. The brief's published code adds its Boolean mask to the
             scores (1 where allowed, 0 where not), so that a forbidden pair loses 1 and nothing is hidden:
             ``mask_penalty=1`` computes what it computes. Not for training: the targets leak.

@@ -3,6 +3,7 @@
 import logging
 import math
 import re
+import struct
 from pathlib import Path
 from pickle import UnpicklingError
 
@@ -17,6 +18,7 @@ Weights = dict[str, Tensor]
 
 WRAPPERS = ("state_dict", "model", "network")  # AR-SSL4M and MAE; MONAI Label and ignite; this bundle's training state
 WRAPPER_PREFIXES = re.compile(r"(?:module|_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
+UNREADABLE = (RuntimeError, EOFError, OSError, LookupError, struct.error)  # what torch.load raises on other files
 PUBLISHED_LAYER = re.compile(r"layers\.(\d+)\.(.+)")
 PUBLISHED_NAMES = {
     "self_attn.o_proj": "attention.out",
@@ -43,12 +45,13 @@ def read_checkpoint(path: str | Path) -> Weights:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except UnpicklingError as error:  # its own text says how to switch the safety off; no one should
         raise ValueError(f"{path} holds more than weights, or is damaged; only plain tensors are loaded") from error
-    except (RuntimeError, EOFError) as error:
-        raise ValueError(f"{path} cannot be read as a checkpoint: {error}") from error
+    except UNREADABLE as error:
+        raise ValueError(f"{path} cannot be read as a checkpoint ({type(error).__name__}: {error})") from error
     for wrapper in WRAPPERS:
         if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
             content = content[wrapper]
-    if not isinstance(content, dict) or not content or not all(isinstance(v, Tensor) for v in content.values()):
+    named = isinstance(content, dict) and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in content.items())
+    if not named or not content:
         raise ValueError(f"{path} holds no state dict of tensors")
     return {WRAPPER_PREFIXES.sub("", name): tensor for name, tensor in content.items()}
 
@@ -163,7 +166,7 @@ def load_pretrained(network: nn.Module, path: str | Path | None, inherit_gate: b
         given.update({name: own[name] for name in gates})
         if gates:
             notes.append(f"{len(gates)} gates start at the network's own gate_init")
-    if "position" in given and "position" in own:
+    if "position" in given and "position" in own and given["position"].shape != own["position"].shape:
         given["position"] = _fit_position(given["position"], backbone, path)
     _refuse_misfits(own, given, path)
     backbone.load_state_dict(given)

@@ -1,6 +1,6 @@
 """Compare a folder of masks with a folder of true labels: Dice per label, and a picture page.
 
-    python -m scripts.report.compare --masks OUT --labels TASK/labelsTs --images TASK/imagesTs --picture page.png
+python -m scripts.report.compare --masks OUT --labels TASK/labelsTs --images TASK/imagesTs --picture page.png
 """
 
 import argparse

@@ -183,8 +183,12 @@ def test_organs_are_never_cut_by_the_border_nor_covered(studies):
 def test_spacing_size_and_orientation_vary(studies):
     spacing = np.stack([_spacing(study) for study in studies])
     extent = np.stack([study.image.shape for study in studies]) * spacing
-    assert spacing.min() >= 1.5 and spacing.max() <= 3 and (np.ptp(spacing, axis=0) > 1).all()
-    assert extent.min() >= 80 and extent.max() < 103 and (np.ptp(extent, axis=0) > 15).all()
+    assert spacing.min() >= 1.5
+    assert spacing.max() <= 3
+    assert (np.ptp(spacing, axis=0) > 1).all()
+    assert extent.min() >= 80
+    assert extent.max() < 103
+    assert (np.ptp(extent, axis=0) > 15).all()
     assert len({study.image.shape for study in studies}) > COUNT / 2
 
     assert len({nib.aff2axcodes(study.affine) for study in studies}) > 20  # of 48

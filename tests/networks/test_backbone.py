@@ -196,6 +196,13 @@ def test_dropout_works_in_train_mode_and_not_in_eval():
     assert not torch.equal(network(image), network(image))
 
 
+def test_dropout_stands_after_the_attention_and_after_the_mlp_of_a_block():
+    block = randomise(Backbone(8, 4, size=SIZE, dropout=1.0)).blocks[0]
+    tokens = torch.randn(1, 9, 24)
+    assert torch.equal(block.train()(tokens, []), tokens)  # all is dropped but the residual
+    assert (block.eval()(tokens, []) - tokens).abs().max() > 1e-3
+
+
 def test_no_dropout_by_default():
     network = make_network("full+grid", VOLUMES["one-channel"]).train()
     image = make_image(VOLUMES["one-channel"])

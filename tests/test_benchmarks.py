@@ -1,0 +1,108 @@
+"""The benchmarks run, measure something in every row, and compare like with like."""
+
+import json
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from benchmarks import attention, pretrain_step
+from scripts.networks.weights import convert_published
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+SMALL = pretrain_step.Setting(size="tiny", image=32, patch=8, batch=2, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """Products this small gain nothing from threads, and wait long for them on a busy machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def steps(one_thread, tmp_path_factory) -> dict:
+    output = tmp_path_factory.mktemp("benchmarks") / "step.json"
+    small = ["--size", "tiny", "--image", "32", "--patch", "8", "--device", "cpu", "--rounds", "1"]
+    pretrain_step.main([*small, "--output", str(output)])
+    return json.loads(output.read_text())
+
+
+@pytest.fixture(scope="module")
+def attentions(one_thread, tmp_path_factory) -> dict:
+    output = tmp_path_factory.mktemp("benchmarks") / "attention.json"
+    small = ["--grids", "4x4x4", "4x4x8", "--keys", "32", "--device", "cpu", "--rounds", "1", "--dtypes", "bf16"]
+    attention.main([*small, "--output", str(output)])
+    return json.loads(output.read_text())
+
+
+def test_every_variant_of_the_step_has_time_ratios_and_memory(steps) -> None:
+    assert [row["variant"] for row in steps["steps"]] == pretrain_step.VARIANTS
+    for row in steps["steps"]:
+        assert all(row[key] > 0 for key in ("seconds", "to_published", "to_none_bf16", "peak_memory_mib")), row
+
+
+def test_the_floor_is_the_sum_over_the_products_of_plain_attention(steps) -> None:
+    for dtype, floor in steps["floor_seconds"].items():
+        rows = [row for row in steps["products"] if row["dtype"] == dtype]
+        assert len(rows) == 8
+        assert floor == pytest.approx(sum(row["seconds_per_step"] for row in rows))
+        assert all(rate > 0 for row in rows for rate in row["gflop_per_second"].values())
+    assert all(row["share_of_floor"] > 0 for row in steps["steps"] if row["variant"].startswith("none"))
+
+
+def test_machine_facts_name_the_processor_and_no_host_or_path(steps) -> None:
+    machine = steps["machine"]
+    assert machine["cpu"]
+    assert machine["torch"] == torch.__version__
+    assert machine["cores"] > 0
+    assert not any("/" in str(value) for value in machine.values())
+
+
+def test_the_published_way_computes_what_plain_attention_computes() -> None:
+    published = pretrain_step.build_trainable("published", SMALL)
+    plain = pretrain_step.build_trainable("none", SMALL)
+    weights, _ = convert_published(published.network.state_dict())
+    plain.network.load_state_dict(weights)
+    batch = pretrain_step.make_batch(SMALL)
+    torch.testing.assert_close(plain.loss(batch), published.loss(batch), rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("variant", ["published-float32", "vit-bf16", "none-bf16", "local,grid-bf16"])
+def test_a_step_trains(variant) -> None:
+    step = pretrain_step.build_step(variant, SMALL)
+    losses = [step().item() for _ in range(4)]
+    assert losses[-1] < losses[0]
+
+
+def test_every_mode_has_a_row_for_each_grid_and_mask(attentions) -> None:
+    rows = attentions["rows"]
+    assert len(rows) == 2 * 2 * len(attention.MODES)
+    positive = ("scores_per_head", "seconds_forward", "seconds_training", "forward_to_full", "training_to_full")
+    for row in rows:
+        assert all(row[key] > 0 for key in positive), row
+        assert row["peak_memory_mib"] >= 0
+    full = [row["scores_per_head"] for row in rows if row["mode"] == "full" and row["prefix"]]
+    assert full == [66**2, 130**2]
+
+
+def test_explicit_products_are_compared_with_the_fused_kernel(attentions) -> None:
+    assert [(row["keys"], row["prefix"]) for row in attentions["explicit"]] == [(32, False), (32, True)]
+    assert all(row["explicit_to_fused"] > 0 for row in attentions["explicit"])
+
+
+def test_a_grid_over_the_memory_limit_is_left_out_with_the_reason_and_so_are_larger_ones() -> None:
+    limits = attention.Limits(memory_mib=1.0, seconds=10)
+    case = attention.Case("full", (8, 8, 8), "float32", True, "cpu")
+    (row,) = attention.measure_grid([case], {}, rounds=1, limits=limits)
+    assert row["skipped"] == "up to 73 MiB, over the limit of 1"
+    (larger,) = attention.measure_grid([case._replace(grid=(8, 8, 16))], {"full": row}, rounds=1, limits=limits)
+    assert larger["skipped"] == row["skipped"]
+
+
+def test_estimates_grow_with_the_number_of_scores() -> None:
+    case = attention.Case("grid", (8, 8, 8), "bf16", False, "cpu")
+    before = {"scores_per_head": 1000, "peak_memory_mib": 10.0, "seconds_training": 0.5}
+    assert attention.estimate(case, 4000, before) == (40.0, 2.0)
