@@ -2,6 +2,7 @@
 
 import json
 import random
+import zlib
 from collections.abc import Sequence
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
@@ -36,6 +37,19 @@ def _read_task(folder: Path) -> dict:
         raise ValueError(f"{file} is not valid JSON: {error}") from error
 
 
+def _task_entries(folder: Path) -> list:
+    entries = _read_task(folder).get("training", [])
+    if not entries:
+        raise ValueError(f"{folder / 'dataset.json'} lists no case under 'training': there is nothing to learn from")
+    return entries
+
+
+def _refuse_missing(folder: Path, cases: Sequence[Case]) -> None:
+    missing = [path for case in cases for path in case.values() if not Path(path).is_file()]
+    if missing:
+        raise FileNotFoundError(f"{folder / 'dataset.json'} lists files that are missing: {', '.join(missing)}")
+
+
 def labelled_cases(dataset_dir: str | Path) -> list[Case]:
     """The labelled cases of an MSD task: ``{"image": path, "label": path}``, in the order of ``dataset.json``.
 
@@ -44,16 +58,12 @@ def labelled_cases(dataset_dir: str | Path) -> list[Case]:
         ValueError: the task lists no labelled case, or a case without a label.
     """
     folder = _existing_folder(dataset_dir)
-    entries = _read_task(folder).get("training", [])
-    if not entries:
-        raise ValueError(f"{folder / 'dataset.json'} lists no case under 'training': there is nothing to learn from")
+    entries = _task_entries(folder)
     unlabelled = [str(entry) for entry in entries if not (isinstance(entry, dict) and {"image", "label"} <= set(entry))]
     if unlabelled:
         raise ValueError(f"{folder / 'dataset.json'} lists images without a label: {', '.join(unlabelled)}")
     cases = [{key: str(folder / entry[key]) for key in ("image", "label")} for entry in entries]
-    missing = [path for case in cases for path in case.values() if not Path(path).is_file()]
-    if missing:
-        raise FileNotFoundError(f"{folder / 'dataset.json'} lists files that are missing: {', '.join(missing)}")
+    _refuse_missing(folder, cases)
     return cases
 
 
@@ -61,15 +71,19 @@ def scans(dataset_dir: str | Path) -> list[Case]:
     """The scans of a folder (searched through) or the training images of an MSD task: ``{"image": path}``.
 
     A task's order is that of :func:`labelled_cases`, so that one seed splits both alike and images held out in
-    fine-tuning are held out in pretraining too.
+    fine-tuning are held out in pretraining too. Its labels are not looked for.
 
     Raises:
-        FileNotFoundError: there is no such folder, or no NIfTI file in it.
+        FileNotFoundError: there is no such folder, no NIfTI file in it, or a listed image is missing.
+        ValueError: the task lists no image.
     """
     folder = _existing_folder(dataset_dir)
-    if (folder / "dataset.json").is_file():
-        return [{"image": case["image"]} for case in labelled_cases(folder)]
-    return [{"image": str(path)} for path in image_files(folder)]
+    if not (folder / "dataset.json").is_file():
+        return [{"image": str(path)} for path in image_files(folder)]
+    entries = _task_entries(folder)
+    cases = [{"image": str(folder / (entry["image"] if isinstance(entry, dict) else entry))} for entry in entries]
+    _refuse_missing(folder, cases)
+    return cases
 
 
 def image_files(dataset_dir: str | Path) -> list[Path]:
@@ -79,7 +93,8 @@ def image_files(dataset_dir: str | Path) -> list[Path]:
         FileNotFoundError: there is no such folder, or no NIfTI file in it.
     """
     folder = _existing_folder(dataset_dir)
-    files = sorted(p for p in folder.rglob("*") if p.name.endswith(SUFFIXES) and not p.name.startswith("._"))
+    found = (p for p in folder.rglob("*") if p.name.endswith(SUFFIXES) and not p.name.startswith("._"))
+    files = sorted(p for p in found if p.is_file())
     if not files:
         raise FileNotFoundError(f"dataset_dir {folder} holds no image ({' or '.join(SUFFIXES)})")
     return files
@@ -170,7 +185,7 @@ def check_case(case: Case, num_classes: int) -> str | None:
     try:
         image, label = (nib.load(path) for path in paths)
         values = np.unique(np.asanyarray(label.dataobj))
-    except (OSError, EOFError, ValueError, ImageFileError) as error:
+    except (OSError, EOFError, ValueError, ImageFileError, zlib.error) as error:
         return f"{' or '.join(map(str, paths))} cannot be read: {error}"
     if image.shape[:3] != label.shape[:3]:
         return f"{case['label']} has shape {label.shape}, its image {case['image']} has {image.shape}"
@@ -178,8 +193,8 @@ def check_case(case: Case, num_classes: int) -> str | None:
     distance = max(np.abs((image.affine - label.affine) @ point)[:3].max() for point in (corner, [0, 0, 0, 1]))
     if distance > GRID_TOLERANCE_MM:
         return f"{case['label']} lies {distance:.1f} mm apart from its image {case['image']}: resample it to that grid"
-    wrong = [value for value in values if value != int(value) or not 0 <= value < num_classes]
-    if wrong:
+    wrong = values[~np.isin(values, np.arange(num_classes))]
+    if wrong.size:
         return (
             f"{case['label']} holds the values {', '.join(f'{v:g}' for v in wrong[:5])}, "
             f"num_classes is {num_classes} (0 to {num_classes - 1}): correct the label or pass --num_classes"

@@ -75,7 +75,7 @@ class GroupedAttention(nn.Module):
         return torch.cat([start, grouped, tokens[:, :, -1:].repeat_interleave(self.num_groups, dim=0)], dim=2)
 
     def biases(self, prefix: Tensor, penalty: float, dtype: torch.dtype) -> list[Tensor]:
-        """Two additive biases: of the patches inside their groups, and of start and end tokens; ``prefix`` is ``(B,)``."""
+        """Additive biases of the patches inside their groups, and of start and end tokens; ``prefix`` is ``(B,)``."""
         position = torch.arange(1 + self.num_patches + self.num_end, device=prefix.device)
         tokens = position[None, None, :, None]  # as (B, heads, S, d)
         queries = self.group(tokens[:, :, 1 : 1 + self.num_patches])  # (groups, 1, N / groups, 1)

@@ -1,0 +1,26 @@
+"""The demo as a newcomer runs it."""
+
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT
+
+
+@pytest.mark.slow
+def test_the_demo_learns_the_organs_and_tells_the_twins_apart(tmp_path: Path) -> None:
+    before = {file: file.stat().st_mtime_ns for file in (ROOT / "models").rglob("*")}
+    command = ["make", "demo", f"DEMO={tmp_path / 'demo'}"]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr[-3000:]
+
+    lines = result.stdout.strip().splitlines()
+    mean = re.fullmatch(r"mean Dice (\d\.\d{3})", lines[-1])
+    assert mean, lines[-1]
+    assert float(mean[1]) >= 0.80
+    dice = {int(label): float(score) for label, score in re.findall(r"label (\d): Dice (\d\.\d{3})", result.stdout)}
+    assert min(dice[5], dice[6]) >= 0.75  # the twins, which intensity cannot tell apart
+    assert (tmp_path / "demo/pictures.png").is_file()
+    assert {file: file.stat().st_mtime_ns for file in (ROOT / "models").rglob("*")} == before
