@@ -17,7 +17,7 @@ demo: .venv/installed
 		--output_dir $(DEMO)/pretraining --max_epochs 10
 	$(RUN) training --config_file "['configs/train.json','configs/demo.json']" --dataset_dir $(DEMO)/task \
 		--output_dir $(DEMO)/training --weights_file $(DEMO)/model.pt \
-		--pretrained $(DEMO)/pretraining/pretrained.pt --max_epochs 50 --val_interval 10
+		--pretrained $(DEMO)/pretraining/pretrained.pt --max_epochs 40 --val_interval 10
 	$(RUN) --config_file "['configs/train.json','configs/evaluate.json','configs/demo.json']" --dataset_dir $(DEMO)/task \
 		--output_dir $(DEMO)/evaluation --weights_file $(DEMO)/model.pt
 	$(RUN) --config_file "['configs/inference.json','configs/demo.json']" --dataset_dir $(DEMO)/task/imagesTs \

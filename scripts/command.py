@@ -53,6 +53,8 @@ def refuse_unknown_options(arguments: Sequence[str]) -> None:
         if word.startswith("--"):
             name, equals, value = word[2:].partition("=")
             options[name] = value if equals else (arguments[i + 1] if i + 1 < len(arguments) else "")
+    collected = ConfigParser.load_config_file(options["args_file"]) if options.get("args_file") else {}
+    options = {**{name: str(value) for name, value in collected.items()}, **options}
     files = [name.strip(" '\"") for name in options.get("config_file", "").strip("[]() ").split(",")]
     parser = ConfigParser(ConfigParser.load_config_files([name for name in files if name]))
     command_options = set(inspect.signature(monai.bundle.run).parameters) - {"override"}

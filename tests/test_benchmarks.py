@@ -1,7 +1,6 @@
 """The benchmarks run, measure something in every row, and compare like with like."""
 
 import json
-from collections.abc import Iterator
 
 import pytest
 import torch
@@ -9,29 +8,20 @@ import torch
 from benchmarks import attention, pretrain_step
 from scripts.networks.weights import convert_published
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+STEPS = ["published-float32", "vit-bf16", "none-float32", "none-bf16", "full+sequence-bf16"]
 SMALL = pretrain_step.Setting(size="tiny", image=32, patch=8, batch=2, device="cpu")
 
 
 @pytest.fixture(scope="module")
-def one_thread() -> Iterator[None]:
-    """Products this small gain nothing from threads, and wait long for them on a busy machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture(scope="module")
-def steps(one_thread, tmp_path_factory) -> dict:
+def steps(tmp_path_factory) -> dict:
     output = tmp_path_factory.mktemp("benchmarks") / "step.json"
     small = ["--size", "tiny", "--image", "32", "--patch", "8", "--device", "cpu", "--rounds", "1"]
-    pretrain_step.main([*small, "--output", str(output)])
+    pretrain_step.main([*small, "--variants", *STEPS, "--output", str(output)])
     return json.loads(output.read_text())
 
 
 @pytest.fixture(scope="module")
-def attentions(one_thread, tmp_path_factory) -> dict:
+def attentions(tmp_path_factory) -> dict:
     output = tmp_path_factory.mktemp("benchmarks") / "attention.json"
     small = ["--grids", "4x4x4", "4x4x8", "--keys", "32", "--device", "cpu", "--rounds", "1", "--dtypes", "bf16"]
     attention.main([*small, "--output", str(output)])
@@ -39,7 +29,7 @@ def attentions(one_thread, tmp_path_factory) -> dict:
 
 
 def test_every_variant_of_the_step_has_time_ratios_and_memory(steps) -> None:
-    assert [row["variant"] for row in steps["steps"]] == pretrain_step.VARIANTS
+    assert [row["variant"] for row in steps["steps"]] == STEPS
     for row in steps["steps"]:
         assert all(row[key] > 0 for key in ("seconds", "to_published", "to_none_bf16", "peak_memory_mib")), row
 
@@ -70,7 +60,9 @@ def test_the_published_way_computes_what_plain_attention_computes() -> None:
     torch.testing.assert_close(plain.loss(batch), published.loss(batch), rtol=1e-5, atol=0)
 
 
-@pytest.mark.parametrize("variant", ["published-float32", "vit-bf16", "none-bf16", "local,grid-bf16"])
+@pytest.mark.parametrize(
+    "variant", ["published-bf16", "vit-float32", "full+grid-bf16", "local+grid-bf16", "local,grid-bf16"]
+)
 def test_a_step_trains(variant) -> None:
     step = pretrain_step.build_step(variant, SMALL)
     losses = [step().item() for _ in range(4)]

@@ -33,7 +33,8 @@ class SpatialSequenced(MapTransform, Randomizable):
         self.sample_size = tuple(sample_size)
         self.slab_offset = slab_offset
         slices = self.sample_size[2]
-        if slab_offset is not None and (slices % NUM_SLABS or slices // NUM_SLABS + 3 * slab_offset > slices):
+        thickness, rest = divmod(slices, NUM_SLABS)
+        if slab_offset is not None and (rest or slab_offset < 0 or thickness + 3 * slab_offset > slices):
             raise ValueError(
                 f"slab_offset {slab_offset} does not fit: {NUM_SLABS} slabs of {slices / NUM_SLABS:g} slices must "
                 f"lie within {slices} slices"
@@ -61,7 +62,7 @@ class SpatialSequenced(MapTransform, Randomizable):
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         result = dict(data)
         for key in self.key_iterator(result):
-            sample = self.scale(self.crop(result[key]))
+            sample = self.scale(self.crop(result[key])).clamp(0, 1)  # MONAI does not clip where both percentiles agree
             result[key] = sample if self.slab_offset is None else self.join_slabs(sample)
         return result
 

@@ -5,19 +5,18 @@ from collections.abc import Sequence
 from torch import Tensor
 
 
-def to_patches(image: Tensor, patch_size: Sequence[int]) -> Tensor:
+def to_patches(image: Tensor, patch_size: list[int]) -> Tensor:
     """Cut ``(B, C, X, Y, Z)`` into ``(B, N, C*p*q*r)``: patches in raster order, last axis fastest.
 
     Raises:
         ValueError: a volume axis is not a multiple of the patch.
     """
-    batch, channels, *volume = image.shape
-    if any(n % p for n, p in zip(volume, patch_size, strict=True)):
-        raise ValueError(f"image size {tuple(volume)} is not divisible by patch_size {tuple(patch_size)}")
+    batch, channels, x, y, z = image.shape
     p, q, r = patch_size
-    t, h, w = volume[0] // p, volume[1] // q, volume[2] // r
-    cut = image.reshape(batch, channels, t, p, h, q, w, r)
-    return cut.permute(0, 2, 4, 6, 1, 3, 5, 7).reshape(batch, t * h * w, channels * p * q * r)
+    if x % p != 0 or y % q != 0 or z % r != 0:
+        raise ValueError(f"image size {(x, y, z)} is not divisible by patch_size {(p, q, r)}")
+    cut = image.reshape(batch, channels, x // p, p, y // q, q, z // r, r)
+    return cut.permute(0, 2, 4, 6, 1, 3, 5, 7).reshape(batch, -1, channels * p * q * r)
 
 
 def from_patches(patches: Tensor, image_size: Sequence[int], patch_size: Sequence[int]) -> Tensor:

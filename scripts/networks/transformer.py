@@ -7,9 +7,11 @@ import math
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from scripts.networks.attention import GatedAttention
+from scripts.networks.patches import to_patches
 from scripts.networks.position import sincos_position
 
 SIZES: dict[str, dict[str, int]] = {
@@ -189,11 +191,12 @@ class Backbone(nn.Module):
         expected = [self.in_channels] + self.image_size
         if list(image.shape[1:]) != expected:
             raise ValueError(f"image has channels and size {list(image.shape[1:])}, the network takes {expected}")
-        embedded = self.patch_embedding(image)  # (B, hidden, t, h, w)
-        compute_dtype = embedded.dtype  # bfloat16 under autocast: the type of the queries
+        # the strided convolution as the matrix product it is: for bfloat16 on a CPU, convolving takes 20 times as long
+        weight = self.patch_embedding.weight.flatten(1)  # (hidden, C*p*q*r)
+        patches = F.linear(to_patches(image, self.patch_size), weight, self.patch_embedding.bias)  # (B, N, hidden)
+        compute_dtype = patches.dtype  # bfloat16 under autocast: the type of the queries
         if offset is not None:
-            embedded = embedded + offset
-        patches = embedded.flatten(2).transpose(1, 2)  # (B, N, hidden)
+            patches = patches + offset.flatten(2).transpose(1, 2)
         sequence = [self.start_token.expand(image.shape[0], -1, -1).to(patches.dtype), patches]
         if self.end_token is not None:
             sequence.append(self.end_token.expand(image.shape[0], -1, -1).to(patches.dtype))

@@ -36,27 +36,34 @@ def load_pair(mask_file: Path, label_file: Path) -> tuple[np.ndarray, np.ndarray
 
 
 def compare(masks: Path, labels: Path, images: Path, picture: Path, num_pictures: int = 4) -> float:
-    """Print Dice per label over all cases, write the picture page of the first ones, return the mean Dice."""
-    scores: list[list[float]] = []
+    """Print Dice per label over the cases that hold it, write a picture page of the first cases, return the mean Dice.
+
+    Raises:
+        FileNotFoundError: there is no label, or a mask is missing.
+        ValueError: a mask lies in another grid than its label, or no label holds anything.
+    """
+    files = sorted(file for file in labels.glob("*.nii.gz") if not file.name.startswith("._"))
+    if not files:
+        raise FileNotFoundError(f"{labels} holds no label (*.nii.gz)")
+    scores: dict[int, list[float]] = {}
     rows = []
-    values: list[int] = []
-    for label_file in sorted(labels.glob("*.nii.gz")):
-        name = label_file.name.removesuffix(".nii.gz")
-        mask, truth = load_pair(masks / f"{name}_mask.nii.gz", label_file)
-        values = values or [int(v) for v in np.unique(truth) if v > 0]
-        scores.append([dice(mask, truth, value) for value in values])
+    for file in files:
+        name = file.name.removesuffix(".nii.gz")
+        mask, truth = load_pair(masks / f"{name}_mask.nii.gz", file)
+        case = {int(value): dice(mask, truth, int(value)) for value in np.unique(truth) if value > 0}
+        for value, score in case.items():
+            scores.setdefault(value, []).append(score)
         if len(rows) < num_pictures:
-            image = nib.load(images / label_file.name)
-            title = f"{name}: mean Dice {np.nanmean(scores[-1]):.3f}"
+            image = nib.load(images / file.name)
+            title = f"{name}: mean Dice {np.mean(list(case.values())):.3f}" if case else f"{name}: nothing labelled"
             spacing = [float(s) for s in image.header.get_zooms()[:3]]
             rows.append({"title": title, "image": image.get_fdata(), "masks": [truth, mask], "spacing": spacing})
     if not scores:
-        raise FileNotFoundError(f"{labels} holds no label (*.nii.gz)")
+        raise ValueError(f"the labels in {labels} are all empty: there is nothing to score")
     picture_page(picture, rows, "truth solid, prediction dashed")
-    per_label = np.nanmean(scores, axis=0)
-    for value, score in zip(values, per_label, strict=True):
-        print(f"label {value}: Dice {score:.3f} over {len(scores)} cases")
-    mean = float(per_label.mean())
+    for value in sorted(scores):
+        print(f"label {value}: Dice {np.mean(scores[value]):.3f} over {len(scores[value])} cases")
+    mean = float(np.mean([np.mean(values) for values in scores.values()]))
     print(f"pictures: {picture}")
     print(f"mean Dice {mean:.3f}")
     return mean

@@ -1,0 +1,377 @@
+"""Data lists: what is found, how it is split, and errors that name the file and what to do."""
+
+import gzip
+import json
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from scripts.data.datalists import (
+    check_case,
+    check_cases,
+    check_label_names,
+    image_files,
+    inference_cases,
+    label_subset,
+    labelled_cases,
+    scans,
+    split_cases,
+)
+
+NAMES = ("delta", "alpha", "echo", "bravo", "charlie", "hotel", "golf", "foxtrot")  # not in alphabetical order
+CASES = [{"image": f"{number}.nii.gz"} for number in range(20)]
+READERS = pytest.mark.parametrize("read", [labelled_cases, scans, image_files, inference_cases])
+
+
+def touch(*files: Path) -> None:
+    for file in files:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.touch()
+
+
+def entry(name: str) -> dict[str, str]:
+    return {"image": f"./imagesTr/{name}.nii.gz", "label": f"./labelsTr/{name}.nii.gz"}
+
+
+def write_description(folder: Path, **description: object) -> Path:
+    (folder / "dataset.json").write_text(json.dumps(description))
+    return folder
+
+
+@pytest.fixture
+def listed(tmp_path: Path) -> Path:
+    """A task whose listed files exist, but are empty."""
+    for name in NAMES:
+        touch(*(tmp_path / path for path in entry(name).values()))
+    return write_description(tmp_path, training=[entry(name) for name in NAMES])
+
+
+# Finding
+
+
+def test_a_tasks_cases_come_in_the_order_of_its_description(listed):
+    cases = labelled_cases(listed)
+    assert [Path(case["image"]) for case in cases] == [listed / f"imagesTr/{name}.nii.gz" for name in NAMES]
+    assert [Path(case["label"]) for case in cases] == [listed / f"labelsTr/{name}.nii.gz" for name in NAMES]
+
+
+def test_images_of_nested_folders_are_found_and_other_files_left_out(tmp_path):
+    images = [tmp_path / "a.nii", tmp_path / "ward/b.nii.gz", tmp_path / "ward/old/c.nii.gz"]
+    touch(*images, tmp_path / "ward/report.txt", tmp_path / "ward/volume.nii.gz.part")
+    assert image_files(tmp_path) == images
+    assert scans(tmp_path) == inference_cases(tmp_path) == [{"image": str(file)} for file in images]
+
+
+def test_files_that_macos_leaves_beside_images_are_ignored(tmp_path):
+    touch(tmp_path / "x.nii.gz", tmp_path / "._x.nii.gz", tmp_path / "ward/._y.nii")
+    assert image_files(tmp_path) == [tmp_path / "x.nii.gz"]
+
+
+def test_a_folder_with_an_images_name_is_searched_and_is_no_image(tmp_path):
+    touch(tmp_path / "flair.nii/flair.nii")  # as some published archives unpack
+    assert image_files(tmp_path) == [tmp_path / "flair.nii/flair.nii"]
+
+
+def test_the_scans_of_a_task_are_its_training_images_without_a_look_at_labels(tmp_path):
+    touch(tmp_path / "imagesTr/b.nii.gz", tmp_path / "imagesTr/a.nii.gz", tmp_path / "imagesTr/unlisted.nii.gz")
+    write_description(tmp_path, training=["./imagesTr/b.nii.gz", entry("a")])
+    assert [Path(case["image"]).name for case in scans(tmp_path)] == ["b.nii.gz", "a.nii.gz"]
+
+
+def test_one_seed_holds_out_the_same_cases_in_pretraining_and_fine_tuning(listed):
+    for part in ("training", "validation"):
+        pretraining = split_cases(scans(listed), 0.3, seed=4, part=part)
+        fine_tuning = split_cases(labelled_cases(listed), 0.3, seed=4, part=part)
+        assert [case["image"] for case in pretraining] == [case["image"] for case in fine_tuning]
+
+
+# Errors in what is found
+
+
+@READERS
+def test_a_missing_folder_is_named_with_the_option_to_pass(read, tmp_path):
+    with pytest.raises(FileNotFoundError, match=f"{tmp_path}/absent is not a folder: pass --dataset_dir"):
+        read(tmp_path / "absent")
+
+
+@READERS
+def test_a_file_in_place_of_the_folder_is_refused(read, tmp_path):
+    touch(tmp_path / "scan.nii.gz")
+    with pytest.raises(FileNotFoundError, match=f"{tmp_path}/scan.nii.gz is not a folder"):
+        read(tmp_path / "scan.nii.gz")
+
+
+@pytest.mark.parametrize("read", [labelled_cases, lambda folder: check_label_names(folder, 3)])
+def test_a_folder_without_description_is_no_task_and_the_error_tells_what_a_task_holds(read, tmp_path):
+    with pytest.raises(FileNotFoundError, match=f"{tmp_path} is no MSD task.*dataset.json, imagesTr and labelsTr"):
+        read(tmp_path)
+
+
+@pytest.mark.parametrize("read", [labelled_cases, scans, lambda folder: check_label_names(folder, 3)])
+def test_a_broken_description_is_named_with_the_place_of_its_error(read, tmp_path):
+    (tmp_path / "dataset.json").write_text('{\n"training": [,]\n}')
+    with pytest.raises(ValueError, match=f"{tmp_path}/dataset.json is not valid JSON: .*line 2"):
+        read(tmp_path)
+
+
+@pytest.mark.parametrize("read", [labelled_cases, scans])
+@pytest.mark.parametrize("description", [{}, {"training": []}], ids=["no-list", "empty-list"])
+def test_a_task_without_training_cases_is_refused(description, read, tmp_path):
+    with pytest.raises(ValueError, match=f"{tmp_path}/dataset.json lists no case under 'training'"):
+        read(write_description(tmp_path, **description))
+
+
+@pytest.mark.parametrize("without", ["./imagesTr/b.nii.gz", {"image": "./imagesTr/b.nii.gz"}], ids=["path", "no-label"])
+def test_an_image_listed_without_a_label_is_named(without, tmp_path):
+    with pytest.raises(ValueError, match=f"{tmp_path}/dataset.json lists images without a label: .*b.nii.gz") as caught:
+        labelled_cases(write_description(tmp_path, training=[entry("a"), without]))
+    assert "a.nii.gz" not in str(caught.value)
+
+
+def test_all_listed_files_that_are_missing_are_named(listed):
+    missing = [listed / "imagesTr/delta.nii.gz", listed / "labelsTr/golf.nii.gz"]
+    for file in missing:
+        file.unlink()
+    with pytest.raises(FileNotFoundError, match=f"{listed}/dataset.json lists files that are missing") as caught:
+        labelled_cases(listed)
+    assert all(str(file) in str(caught.value) for file in missing)
+    assert "alpha" not in str(caught.value)
+
+
+def test_a_scan_that_a_task_lists_and_lacks_is_named(listed):
+    (listed / "imagesTr/delta.nii.gz").unlink()
+    (listed / "labelsTr/golf.nii.gz").unlink()  # not looked for
+    with pytest.raises(FileNotFoundError, match=f"{listed}/dataset.json lists files.*/imagesTr/delta.nii.gz$"):
+        scans(listed)
+
+
+@pytest.mark.parametrize("read", [scans, image_files, inference_cases])
+def test_a_folder_without_images_is_named_with_the_endings_searched(read, tmp_path):
+    touch(tmp_path / "._x.nii.gz", tmp_path / "report.txt")
+    with pytest.raises(FileNotFoundError, match=rf"{tmp_path} holds no image \(.nii or .nii.gz\)"):
+        read(tmp_path)
+
+
+def test_two_images_that_would_write_the_same_mask_are_refused_by_name(tmp_path):
+    touch(tmp_path / "ward/a.nii", tmp_path / "ward/a.nii.gz")
+    with pytest.raises(ValueError, match="would write the same mask: rename one of them") as caught:
+        inference_cases(tmp_path)
+    assert all(str(tmp_path / name) in str(caught.value) for name in ("ward/a.nii ", "ward/a.nii.gz "))
+
+
+def test_images_of_one_name_in_different_folders_are_different_cases(tmp_path):
+    touch(tmp_path / "first/a.nii.gz", tmp_path / "second/a.nii.gz")
+    assert len(inference_cases(tmp_path)) == 2
+
+
+# The split
+
+
+@pytest.mark.parametrize("share", [0.0, 0.05, 0.2, 0.5, 0.9])
+def test_the_parts_are_disjoint_and_complete_and_keep_the_order(share):
+    parts = [split_cases(CASES, share, 3, part) for part in ("training", "validation")]
+    assert len(parts[1]) == round(20 * share)
+    assert sorted(parts[0] + parts[1], key=CASES.index) == CASES
+    for part in parts:
+        assert part == sorted(part, key=CASES.index)
+
+
+def test_a_seed_gives_one_split_and_another_seed_another():
+    splits = [[case["image"] for case in split_cases(CASES, 0.3, seed, "validation")] for seed in (0, 0, 1, 2)]
+    assert splits[0] == splits[1]
+    assert splits[0] != splits[2] != splits[3]
+
+
+def test_a_small_share_holds_out_at_least_one_case():
+    assert len(split_cases(CASES[:3], 0.01, 0, "validation")) == 1
+
+
+def test_part_all_gives_every_case_even_a_single_one():
+    assert split_cases(CASES, 0.2, 0, "all") == CASES
+    assert split_cases(CASES[:1], 0.2, 0, "all") == CASES[:1]
+
+
+@pytest.mark.parametrize(("number", "share"), [(1, 0.2), (10, 0.99), (0, 0.2), (0, 0.0)])
+@pytest.mark.parametrize("part", ["training", "validation"])
+def test_a_split_that_leaves_nothing_to_train_on_is_refused_with_its_numbers(part, number, share):
+    with pytest.raises(
+        ValueError, match=f"{number} cases and validation_share {share} leave none.*--validation_share 0"
+    ):
+        split_cases(CASES[:number], share, 0, part)
+
+
+@pytest.mark.parametrize("share", [-0.1, 1, 1.5, float("nan")])
+@pytest.mark.parametrize("part", ["training", "all"])
+def test_a_validation_share_out_of_range_is_refused(part, share):
+    with pytest.raises(ValueError, match=f"validation_share {share} must be at least 0 and below 1"):
+        split_cases(CASES, share, 0, part)
+
+
+def test_an_unknown_part_is_refused_with_those_there_are():
+    with pytest.raises(ValueError, match="part 'test' must be training, validation or all"):
+        split_cases(CASES, 0.2, 0, "test")
+
+
+# Few labels
+
+
+def test_smaller_shares_of_the_labels_are_parts_of_larger_ones():
+    subsets = [{case["image"] for case in label_subset(CASES, ratio, 7)} for ratio in (0.05, 0.1, 0.3, 0.5, 1.0)]
+    assert [len(subset) for subset in subsets] == [1, 2, 6, 10, 20]
+    assert all(small < large for small, large in zip(subsets, subsets[1:], strict=False))
+
+
+def test_a_label_subset_depends_on_its_seed_alone_and_keeps_the_order():
+    subset = label_subset(CASES, 0.3, 7)
+    assert subset == label_subset(CASES, 0.3, 7) == sorted(subset, key=CASES.index)
+    assert subset != label_subset(CASES, 0.3, 8)
+
+
+def test_the_smallest_label_ratio_leaves_one_case():
+    assert len(label_subset(CASES, 0.001, 0)) == 1
+
+
+@pytest.mark.parametrize("ratio", [0, -0.5, 1.01, float("nan")])
+def test_a_label_ratio_out_of_range_is_refused(ratio):
+    with pytest.raises(ValueError, match=f"label_ratio {ratio} must be above 0 and at most 1"):
+        label_subset(CASES, ratio, 0)
+
+
+# The check before a run
+
+LABELS = {"0": "background", "1": "anterior", "2": "posterior"}
+
+
+@pytest.mark.parametrize("description", [{"labels": LABELS}, {"labels": {}}, {}], ids=["fits", "empty", "none"])
+def test_label_names_that_fit_or_are_not_given_are_accepted(description, tmp_path):
+    assert check_label_names(write_description(tmp_path, **description), 3) is None
+
+
+@pytest.mark.parametrize("num_classes", [2, 4])
+def test_another_number_of_label_names_is_refused_with_the_option_to_pass(num_classes, tmp_path):
+    write_description(tmp_path, labels=LABELS)
+    message = f"{tmp_path}/dataset.json names 3 labels .*posterior.*num_classes is {num_classes}: pass --num_classes 3"
+    with pytest.raises(ValueError, match=message):
+        check_label_names(tmp_path, num_classes)
+
+
+def write_volume(path: Path, values: np.ndarray, affine: np.ndarray | None = None) -> str:
+    nib.save(nib.Nifti1Image(values, np.eye(4) if affine is None else affine), path)
+    return str(path)
+
+
+def random_labels(shape: tuple[int, ...] = (6, 7, 8)) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 3, shape).astype(np.uint8)
+
+
+@pytest.fixture
+def case(tmp_path: Path) -> dict[str, str]:
+    """A case that is in order, for three classes."""
+    image = write_volume(tmp_path / "image.nii.gz", np.zeros((6, 7, 8), np.float32))
+    return {"image": image, "label": write_volume(tmp_path / "label.nii.gz", random_labels())}
+
+
+def test_nothing_is_wrong_with_a_fine_case(case):
+    assert check_case(case, 3) is None
+
+
+def test_whole_numbers_stored_as_floats_are_fine(case):
+    write_volume(Path(case["label"]), random_labels().astype(np.float32))
+    assert check_case(case, 3) is None
+
+
+def test_an_image_of_several_channels_is_fine(case):
+    write_volume(Path(case["image"]), np.zeros((6, 7, 8, 2), np.float32))
+    assert check_case(case, 3) is None
+
+
+@pytest.mark.parametrize("broken", ["image", "label"])
+def test_a_file_that_is_no_nifti_is_named(broken, case):
+    Path(case[broken]).write_bytes(b"not a volume")
+    assert f"{case[broken]}" in check_case(case, 3)
+    assert "cannot be read" in check_case(case, 3)
+
+
+@pytest.mark.parametrize("name", ["label.nii", "label.nii.gz"])
+def test_a_truncated_label_is_named(name, case, tmp_path):
+    label = tmp_path / name
+    write_volume(label, random_labels())
+    label.write_bytes(label.read_bytes()[:-60])
+    problem = check_case({"image": case["image"], "label": str(label)}, 3)
+    assert str(label) in problem
+    assert "cannot be read" in problem
+
+
+def test_a_label_damaged_inside_its_compressed_data_is_named(case):
+    label = Path(case["label"])
+    volume = nib.Nifti1Image(random_labels(), np.eye(4)).to_bytes()
+    whole = gzip.compress(volume)
+    middle = len(whole) // 2
+    label.write_bytes(whole[:middle] + b"\xff" * 40 + whole[middle + 40 :])
+    problem = check_case(case, 3)
+    assert str(label) in problem
+    assert "cannot be read" in problem
+
+
+def test_a_missing_file_is_named(case):
+    Path(case["label"]).unlink()
+    assert f"{case['label']} cannot be read" in check_case(case, 3)
+
+
+def test_a_label_of_another_shape_is_named_with_both_shapes(case):
+    write_volume(Path(case["label"]), random_labels((6, 7, 9)))
+    assert check_case(case, 3) == f"{case['label']} has shape (6, 7, 9), its image {case['image']} has (6, 7, 8)"
+
+
+def moved(mm: float) -> np.ndarray:
+    affine = np.eye(4)
+    affine[1, 3] = mm
+    return affine
+
+
+def scaled(factor: float) -> np.ndarray:
+    return np.diag([factor, 1, 1, 1])
+
+
+@pytest.mark.parametrize(("affine", "distance"), [(moved(-2.5), "2.5"), (scaled(1.05), "0.3"), (scaled(-1), "12.0")])
+def test_a_label_elsewhere_in_space_is_named_with_the_distance(affine, distance, case):
+    write_volume(Path(case["label"]), random_labels(), affine)
+    problem = check_case(case, 3)
+    assert problem.startswith(f"{case['label']} lies {distance} mm apart from its image {case['image']}")
+    assert problem.endswith("resample it to that grid")
+
+
+@pytest.mark.parametrize("affine", [moved(0.05), scaled(1.01)])
+def test_a_rounded_affine_is_fine(affine, case):
+    write_volume(Path(case["label"]), random_labels(), affine)
+    assert check_case(case, 3) is None
+
+
+@pytest.mark.parametrize(
+    ("values", "named"),
+    [([2, 3, 7], "3, 7"), ([-1, 1, 2], "-1"), ([0, 0.5, 1], "0.5"), ([0, 1, np.nan], "nan"), ([0, 1, np.inf], "inf")],
+)
+def test_label_values_that_are_no_class_are_named(values, named, case):
+    write_volume(Path(case["label"]), np.resize(np.array(values, np.float32), (6, 7, 8)))
+    problem = check_case(case, 3)
+    assert problem.startswith(f"{case['label']} holds the values {named}, num_classes is 3 (0 to 2)")
+    assert "pass --num_classes" in problem
+
+
+def test_at_most_five_wrong_values_are_listed(case):
+    write_volume(Path(case["label"]), np.resize(np.arange(100, dtype=np.uint8), (6, 7, 8)))
+    assert "holds the values 3, 4, 5, 6, 7, num_classes" in check_case(case, 3)
+
+
+def test_all_bad_cases_are_named_in_one_error(case, tmp_path):
+    high = {"image": case["image"], "label": write_volume(tmp_path / "high.nii.gz", random_labels() + 5)}
+    small = {"image": case["image"], "label": write_volume(tmp_path / "small.nii.gz", random_labels((2, 2, 2)))}
+    with pytest.raises(ValueError, match="2 of 3 cases cannot be used:\n") as caught:
+        check_cases([high, case, small], 3)
+    assert str(caught.value).splitlines()[1:] == [check_case(high, 3), check_case(small, 3)]
+
+
+def test_cases_in_order_pass_the_check(case):
+    assert check_cases([case, case], 3) is None

@@ -1,0 +1,140 @@
+"""The configs fit each other, and the metadata tells what they hold."""
+
+import copy
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import jsonschema
+import pytest
+from monai.bundle import ConfigParser
+
+from tests.conftest import ROOT
+
+CONFIGS = ROOT / "configs"
+WORKFLOWS = ("train.json", "pretrain.yaml", "inference.json", "evaluate.json")
+SCHEMA = json.loads((ROOT / "tests/metadata_schema.json").read_text())
+METADATA = json.loads((CONFIGS / "metadata.json").read_text())
+ABSOLUTE = re.compile(r"^(/|~|[A-Za-z]:[\\/])|(?<!@bundle_root \+ )['\"](/|~|[A-Za-z]:[\\/])\w+/")
+MACHINE = re.compile(r"/(home|root|work|tmp|mnt|Users|scratch|media)/")
+
+
+def load(name: str) -> dict:
+    return ConfigParser.load_config_file(str(CONFIGS / name))
+
+
+def strings(value: object) -> Iterator[str]:
+    """Every string in a config, however deep."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        for item in value.values():
+            yield from strings(item)
+    elif isinstance(value, list):
+        for item in value:
+            yield from strings(item)
+
+
+# One network in all workflows
+
+
+@pytest.mark.parametrize("key", ["network_def", "spacing", "roi_size", "num_classes", "in_channels"])
+def test_training_and_inference_declare_the_same(key):
+    assert load("train.json")[key] == load("inference.json")[key]
+
+
+def test_training_and_inference_give_the_networks_references_the_same_values():
+    configs = [load(name) for name in ("train.json", "inference.json")]
+    references = [value[1:] for value in configs[0]["network_def"].values() if str(value).startswith("@")]
+    assert len(references) >= 7
+    for name in references:
+        assert configs[0][name] == configs[1][name], name
+
+
+def test_pretraining_builds_the_backbone_that_training_starts_from():
+    pretraining, training = load("pretrain.yaml"), load("train.json")
+    for name in ("in_channels", "spacing", "patch_size", "network_size", "attention", "dilation"):
+        assert pretraining[name] == training[name], name
+
+
+@pytest.mark.parametrize("overlay", ["demo.json", "base.json"])
+def test_every_id_of_an_overlay_exists_in_a_workflow(overlay):
+    parsers = [ConfigParser(load(name)) for name in WORKFLOWS]
+    unknown = [name for name in load(overlay) if not any(name in parser for parser in parsers)]
+    assert unknown == []
+
+
+# Paths
+
+
+@pytest.mark.parametrize("file", sorted(CONFIGS.iterdir()), ids=lambda file: file.name)
+def test_no_config_holds_an_absolute_path(file):
+    text = file.read_text()
+    assert MACHINE.search(text) is None
+    if file.suffix in (".json", ".yaml"):
+        assert [found for found in strings(load(file.name)) if ABSOLUTE.search(found)] == []
+
+
+@pytest.mark.parametrize("path", ["/data/x", "~/x", "C:\\x", "D:/x", "$'/data/' + @name", '$open("/etc/hosts")'])
+def test_the_search_for_absolute_paths_finds_them(path):
+    assert ABSOLUTE.search(path)
+
+
+# Metadata
+
+
+def test_the_metadata_at_the_root_is_a_link_to_the_configs_one():
+    link = ROOT / "metadata.json"
+    assert link.is_symlink()
+    assert link.readlink() == Path("configs/metadata.json")
+
+
+def test_the_metadata_holds_what_the_model_zoo_requires():
+    validator = jsonschema.Draft201909Validator(SCHEMA)
+    assert [error.message for error in validator.iter_errors(METADATA)] == []
+
+
+@pytest.mark.parametrize("key", SCHEMA["required"])
+def test_metadata_without_a_required_field_is_not_valid(key):
+    without = {name: value for name, value in METADATA.items() if name != key}
+    with pytest.raises(jsonschema.ValidationError, match=f"'{key}' is a required property"):
+        jsonschema.validate(without, SCHEMA)
+
+
+@pytest.mark.parametrize("direction", ["inputs", "outputs"])
+@pytest.mark.parametrize("key", SCHEMA["$defs"]["tensor"]["required"])
+def test_metadata_without_a_field_of_a_tensor_is_not_valid(key, direction):
+    without = copy.deepcopy(METADATA)
+    for tensor in without["network_data_format"][direction].values():
+        del tensor[key]
+    with pytest.raises(jsonschema.ValidationError, match=f"'{key}' is a required property"):
+        jsonschema.validate(without, SCHEMA)
+
+
+def test_the_changelog_tells_of_the_version():
+    assert METADATA["version"] in METADATA["changelog"]
+    assert METADATA["changelog"][METADATA["version"]]
+
+
+@pytest.mark.parametrize("name", ["train.json", "inference.json"])
+def test_the_metadata_tells_the_networks_channels_and_shape(name):
+    config = load(name)
+    image, prediction = (METADATA["network_data_format"][key] for key in ("inputs", "outputs"))
+    assert image["image"]["num_channels"] == config["in_channels"]
+    assert prediction["pred"]["num_channels"] == config["num_classes"]
+    assert image["image"]["spatial_shape"] == prediction["pred"]["spatial_shape"] == config["roi_size"]
+
+
+def test_every_channel_of_the_metadata_has_a_name():
+    data_format = METADATA["network_data_format"]
+    for tensor in (*data_format["inputs"].values(), *data_format["outputs"].values()):
+        assert list(tensor["channel_def"]) == [str(channel) for channel in range(tensor["num_channels"])]
+
+
+def test_the_metadatas_versions_are_those_that_ci_installs():
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    pinned = dict(line.split("==") for line in lines if "==" in line and not line.startswith("#"))
+    named = {name: METADATA[key] for name, key in (("monai", "monai_version"), ("torch", "pytorch_version"))}
+    named |= {"numpy": METADATA["numpy_version"], **METADATA["required_packages_version"]}
+    assert {name: pinned.get(name) for name in named} == named
