@@ -52,12 +52,12 @@ def refuse_unknown_options(arguments: Sequence[str]) -> None:
     for i, word in enumerate(arguments):
         if word.startswith("--"):
             name, equals, value = word[2:].partition("=")
-            options[name] = value if equals else (arguments[i + 1] if i + 1 < len(arguments) else "")
+            options[name.replace("-", "_")] = value if equals else (arguments[i + 1] if i + 1 < len(arguments) else "")
     collected = ConfigParser.load_config_file(options["args_file"]) if options.get("args_file") else {}
     options = {**{name: str(value) for name, value in collected.items()}, **options}
     files = [name.strip(" '\"") for name in options.get("config_file", "").strip("[]() ").split(",")]
     parser = ConfigParser(ConfigParser.load_config_files([name for name in files if name]))
-    command_options = set(inspect.signature(monai.bundle.run).parameters) - {"override"}
+    command_options = set(inspect.signature(monai.bundle.run).parameters) - {"override"} | {"help"}
     for name in options:
         identity = name.replace("#", ID_SEP_KEY)
         parent = identity.rpartition(ID_SEP_KEY)[0]

@@ -19,7 +19,7 @@ def layer_of(name: str, num_layers: int) -> int:
 def parameter_groups(
     network: nn.Module, learning_rate: float, weight_decay: float, layer_decay: float, gate_rate: float
 ) -> list[dict[str, Any]]:
-    """Parameter groups with their rates.
+    """Parameter groups with their rates; ``gates`` marks that of the gates.
 
     The rate of a layer is ``learning_rate * layer_decay ** (L + 1 - depth)``, so that a pretrained network changes
     least where it reads the image. Gate logits get ``learning_rate * gate_rate``, no layer decay and no weight decay:
@@ -34,16 +34,16 @@ def parameter_groups(
         gate_rate: the gates' factor.
     """
     num_layers = len(network.backbone.blocks)
-    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    groups: dict[tuple[float, float, bool], list[nn.Parameter]] = {}
     for name, parameter in network.named_parameters():
         if name.endswith("gate.logit"):
-            settings = (learning_rate * gate_rate, 0.0)
+            settings = (learning_rate * gate_rate, 0.0, True)
         else:
             plain = parameter.ndim <= 1 or name.endswith(("_token", "position"))
             rate = learning_rate * layer_decay ** (num_layers + 1 - layer_of(name, num_layers))
-            settings = (rate, 0.0 if plain else weight_decay)
+            settings = (rate, 0.0 if plain else weight_decay, False)
         groups.setdefault(settings, []).append(parameter)
-    return [{"params": p, "lr": rate, "weight_decay": decay} for (rate, decay), p in groups.items()]
+    return [{"params": p, "lr": lr, "weight_decay": wd, "gates": gates} for (lr, wd, gates), p in groups.items()]
 
 
 def build_adamw(

@@ -146,6 +146,12 @@ def test_resuming_with_another_length_is_refused(task: Path, small_overlay: str,
     assert "resume with --max_epochs 1 instead of 9" in str(root_cause(caught.value))
 
 
+def test_resuming_with_other_batches_is_refused(task: Path, small_overlay: str, trained: Path) -> None:
+    with pytest.raises(RuntimeError) as caught:
+        train(task, small_overlay, trained, batch_size=1, resume=True)
+    assert "2 batches per epoch, this one has 4" in str(root_cause(caught.value))
+
+
 def test_without_validation_cases_the_last_weights_are_written(task: Path, small_overlay: str, tmp_path: Path) -> None:
     train(task, small_overlay, tmp_path, validation_share=0)
     assert (tmp_path / "model.pt").is_file()

@@ -32,9 +32,12 @@ def _read_task(folder: Path) -> dict:
             f"{folder} is no MSD task: it has no dataset.json (a task holds dataset.json, imagesTr and labelsTr)"
         )
     try:
-        return json.loads(file.read_text())
-    except json.JSONDecodeError as error:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:  # not JSON, or not UTF-8
         raise ValueError(f"{file} is not valid JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{file} is no description of a task: it holds a {type(content).__name__}, not an object")
+    return content
 
 
 def _task_entries(folder: Path) -> list:
@@ -59,7 +62,11 @@ def labelled_cases(dataset_dir: str | Path) -> list[Case]:
     """
     folder = _existing_folder(dataset_dir)
     entries = _task_entries(folder)
-    unlabelled = [str(entry) for entry in entries if not (isinstance(entry, dict) and {"image", "label"} <= set(entry))]
+    unlabelled = [
+        str(entry)
+        for entry in entries
+        if not (isinstance(entry, dict) and all(isinstance(entry.get(key), str) for key in ("image", "label")))
+    ]
     if unlabelled:
         raise ValueError(f"{folder / 'dataset.json'} lists images without a label: {', '.join(unlabelled)}")
     cases = [{key: str(folder / entry[key]) for key in ("image", "label")} for entry in entries]
@@ -184,6 +191,7 @@ def check_case(case: Case, num_classes: int) -> str | None:
     paths = [case["image"], case["label"]]
     try:
         image, label = (nib.load(path) for path in paths)
+        np.asanyarray(image.dataobj)  # a file that ends too early shows only when it is read
         values = np.unique(np.asanyarray(label.dataobj))
     except (OSError, EOFError, ValueError, ImageFileError, zlib.error) as error:
         return f"{' or '.join(map(str, paths))} cannot be read: {error}"

@@ -32,7 +32,7 @@ class SeededCacheDataset(CacheDataset):
         self.epoch = epoch
 
     def _transform(self, index: int) -> Any:
-        self.transform.set_random_state(seed=derive_seed(self.seed, self.epoch, index))
+        self.transform.set_random_state(seed=derive_seed(self.seed, self.epoch, index % len(self)))
         return super()._transform(index)
 
 

@@ -13,7 +13,7 @@ NUM_SLABS = 4  # a published sample joins four slabs along z
 
 
 class SpatialSequenced(MapTransform, Randomizable):
-    """A random crop of one scan, scaled by its own 1 and 99.9 percentiles to 0..1.
+    """A random crop of one scan, each channel scaled by its own 1 and 99.9 percentiles to 0..1.
 
     An axis shorter than the sample is taken whole and resized. With ``slab_offset`` the sample is built as published:
     four slabs of a quarter of its slices, at s, s + offset, s + 2 offset and s + 3 offset of the crop, joined along z
@@ -39,7 +39,9 @@ class SpatialSequenced(MapTransform, Randomizable):
                 f"slab_offset {slab_offset} does not fit: {NUM_SLABS} slabs of {slices / NUM_SLABS:g} slices must "
                 f"lie within {slices} slices"
             )
-        self.scale = ScaleIntensityRangePercentiles(lower=1, upper=99.9, b_min=0.0, b_max=1.0, clip=True)
+        self.scale = ScaleIntensityRangePercentiles(
+            lower=1, upper=99.9, b_min=0.0, b_max=1.0, clip=True, channel_wise=True
+        )
         self.resize = Resize(self.sample_size, mode="trilinear")
 
     def crop(self, scan: torch.Tensor) -> torch.Tensor:

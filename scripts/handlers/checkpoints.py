@@ -139,11 +139,16 @@ class TrainingState:
         if not self.state_file.is_file():
             raise FileNotFoundError(f"there is no training state at {self.state_file}: start without --resume True")
         state = torch.load(self.state_file, map_location="cpu", weights_only=True)
-        planned = self.objects["trainer"].state.max_epochs
-        if state["trainer"]["max_epochs"] != planned:
+        former, planned = state["trainer"], self.objects["trainer"].state
+        if former["max_epochs"] != planned.max_epochs:
             raise ValueError(
-                f"{self.state_file} belongs to a run of {state['trainer']['max_epochs']} epochs, its learning rate was "
-                f"planned for them: resume with --max_epochs {state['trainer']['max_epochs']} instead of {planned}"
+                f"{self.state_file} belongs to a run of {former['max_epochs']} epochs, its learning rate was planned "
+                f"for them: resume with --max_epochs {former['max_epochs']} instead of {planned.max_epochs}"
+            )
+        if planned.epoch_length not in (None, former["epoch_length"]):
+            raise ValueError(
+                f"{self.state_file} belongs to a run of {former['epoch_length']} batches per epoch, this one has "
+                f"{planned.epoch_length}: resume with the same cases, label_ratio, batch_size and processes"
             )
         for name, item in self.objects.items():
             try:

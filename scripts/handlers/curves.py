@@ -2,6 +2,7 @@
 
 from ignite.engine import Engine, Events
 from torch import nn
+from torch.optim import Optimizer
 from torch.utils.tensorboard import SummaryWriter
 
 
@@ -10,11 +11,11 @@ class TrainingCurves:
 
     Args:
         network: a network of this bundle, as it was before processes were wrapped around it.
-        optimizer: its first group with the largest rate is shown.
+        optimizer: of :func:`scripts.optimizers.build_adamw`; the rate of its head is shown.
         writer: TensorBoard's.
     """
 
-    def __init__(self, network: nn.Module, optimizer: object, writer: SummaryWriter) -> None:
+    def __init__(self, network: nn.Module, optimizer: Optimizer, writer: SummaryWriter) -> None:
         self.network = network
         self.optimizer = optimizer
         self.writer = writer
@@ -25,7 +26,8 @@ class TrainingCurves:
 
     def iteration(self, trainer: Engine) -> None:
         step = trainer.state.iteration
-        self.writer.add_scalar("learning_rate", self.optimizer.param_groups[-1]["lr"], step)
+        rate = max(group["lr"] for group in self.optimizer.param_groups if not group["gates"])
+        self.writer.add_scalar("learning_rate", rate, step)
         self.writer.add_scalar("gradient_norm", trainer.state.gradient_norm, step)
 
     def epoch(self, trainer: Engine) -> None:

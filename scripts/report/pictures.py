@@ -66,5 +66,8 @@ def picture_page(path: str | Path, rows: Sequence[dict], title: str) -> None:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp")
-    figure.savefig(temporary, dpi=90, format="png")
-    temporary.replace(path)
+    try:
+        figure.savefig(temporary, dpi=90, format="png")
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
