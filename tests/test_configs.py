@@ -138,3 +138,12 @@ def test_the_metadatas_versions_are_those_that_ci_installs():
     named = {name: METADATA[key] for name, key in (("monai", "monai_version"), ("torch", "pytorch_version"))}
     named |= {"numpy": METADATA["numpy_version"], **METADATA["required_packages_version"]}
     assert {name: pinned.get(name) for name in named} == named
+
+
+@pytest.mark.parametrize("name", ["train.json", "inference.json", "pretrain.yaml"])
+def test_the_base_network_is_one_overlay_away(name):
+    files = [str(ROOT / "configs" / file) for file in (name, "base.json")]
+    network = ConfigParser(ConfigParser.load_config_files(files)).get_parsed_content("network_def")
+    assert network.backbone.hidden_size == 768
+    assert network.backbone.grid_size == [8, 8, 8]
+    assert len(network.backbone.gate_shares()) == 12
