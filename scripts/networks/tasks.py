@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from scripts.networks.heads import LightHead, UnetrHead
 from scripts.networks.transformer import Backbone, axes
 
-SEGMENTATION_HEADS: dict[str, type[nn.Module]] = {"light": LightHead, "unetr": UnetrHead}
+SEGMENTATION_HEADS = ("light", "unetr")
 
 
 class PretrainingNetwork(nn.Module):
@@ -80,14 +80,8 @@ class SegmentationNetwork(nn.Module):
         if head not in SEGMENTATION_HEADS:
             raise ValueError(f"segmentation head {head!r} is unknown; the heads are {', '.join(SEGMENTATION_HEADS)}")
         self.backbone = Backbone(image_size, patch_size, in_channels, dropout=dropout, **backbone)
-        self.head = SEGMENTATION_HEADS[head](
-            in_channels,
-            out_channels,
-            self.backbone.hidden_size,
-            len(self.backbone.blocks),
-            axes(patch_size, "patch_size"),
-            feature_size,
-        )
+        sizes = (in_channels, out_channels, self.backbone.hidden_size, axes(patch_size, "patch_size"), feature_size)
+        self.head = LightHead(*sizes) if head == "light" else UnetrHead(*sizes, num_layers=len(self.backbone.blocks))
 
     def forward(self, image: Tensor) -> Tensor:
         """``(B, C, X, Y, Z)`` to logits ``(B, out_channels, X, Y, Z)``."""

@@ -21,7 +21,6 @@ class LightHead(nn.Module):
         in_channels: channels of the image.
         out_channels: classes, background included.
         hidden_size: width of a token.
-        num_layers: layers of the backbone (unused: this head reads the last one only).
         patch_size: powers of two.
         feature_size: channels at full resolution; doubled per level.
 
@@ -34,7 +33,6 @@ class LightHead(nn.Module):
         in_channels: int,
         out_channels: int,
         hidden_size: int,
-        num_layers: int,
         patch_size: Sequence[int],
         feature_size: int,
     ) -> None:

@@ -57,9 +57,9 @@ class UnetrHead(nn.Module):
         in_channels: channels of the image.
         out_channels: classes, background included.
         hidden_size: width of a token.
-        num_layers: layers of the backbone, at least 4.
         patch_size: powers of two up to 16.
         feature_size: channels at full resolution.
+        num_layers: layers of the backbone, at least 4.
 
     Raises:
         ValueError: a patch or a depth that the decoder cannot serve.
@@ -70,9 +70,9 @@ class UnetrHead(nn.Module):
         in_channels: int,
         out_channels: int,
         hidden_size: int,
-        num_layers: int,
         patch_size: Sequence[int],
         feature_size: int,
+        num_layers: int,
     ) -> None:
         super().__init__()
         if num_layers < 4:
