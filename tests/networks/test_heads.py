@@ -71,9 +71,9 @@ def test_a_patch_that_is_no_power_of_two_is_refused_with_its_size(head, patch_si
 
 def test_unetr_refuses_patches_over_16_and_fewer_than_4_layers():
     with pytest.raises(ValueError, match=r"patch_size \(32, 16, 16\) is over 16"):
-        UnetrHead(1, 2, 24, 12, (32, 16, 16), 4)
+        UnetrHead(1, 2, 24, (32, 16, 16), 4, 12)
     with pytest.raises(ValueError, match="at least 4 layers; the backbone has 3"):
-        UnetrHead(1, 2, 24, 3, (16, 16, 16), 4)
+        UnetrHead(1, 2, 24, (16, 16, 16), 4, 3)
 
 
 def test_an_unknown_head_is_refused_with_the_known_ones():
@@ -93,12 +93,12 @@ def test_logits_stand_on_the_image_grid(head, volume, patch_size):
     ("num_layers", "after"), [(12, [4, 7, 10]), (24, [8, 14, 20]), (4, [1, 2, 3])], ids=["12", "24", "4"]
 )
 def test_unetr_takes_its_skips_after_the_published_shares_of_the_depth(num_layers, after):
-    head = UnetrHead(1, 2, 24, num_layers, (16, 16, 16), 4)
+    head = UnetrHead(1, 2, 24, (16, 16, 16), 4, num_layers)
     assert [layer + 1 for layer in head.skip_layers] == after
 
 
 def test_unetr_reads_its_three_skip_layers_the_last_one_and_the_image():
-    head = UnetrHead(1, 2, 24, 12, (4, 4, 4), 4)
+    head = UnetrHead(1, 2, 24, (4, 4, 4), 4, 12)
     maps = [torch.randn(1, 24, 2, 2, 2, requires_grad=True) for _ in range(12)]
     image = torch.randn(1, 1, 8, 8, 8, requires_grad=True)
     head(maps, head.stem(image)).square().sum().backward()
@@ -144,7 +144,7 @@ def test_light_logits_depend_on_the_tokens_and_on_the_pyramid():
 
 
 def test_the_unetr_stem_adds_nothing_to_the_tokens():
-    head = UnetrHead(1, 2, 24, 12, (16, 16, 16), 4)
+    head = UnetrHead(1, 2, 24, (16, 16, 16), 4, 12)
     assert head.token_offset([torch.zeros(1, 4, 16, 16, 16)]) is None
 
 
