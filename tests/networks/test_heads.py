@@ -1,6 +1,7 @@
 """Heads: patches and strides fit the volume, the light stem starts silent, logits stand on the image's grid."""
 
 import math
+from functools import partial
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from tests.networks import reference
 
 SIZE = {"hidden_size": 24, "num_layers": 2, "num_heads": 2}
 DEEP = {**SIZE, "num_layers": 4}
-HEADS = [pytest.param(LightHead, id="light"), pytest.param(UnetrHead, id="unetr")]
+HEADS = [pytest.param(LightHead, id="light"), pytest.param(partial(UnetrHead, num_layers=12), id="unetr")]
 PATCHES = {
     "cubic-16": ((32, 16, 16), (16, 16, 16)),
     "thick-slices": ((16, 16, 8), (8, 8, 4)),
@@ -66,7 +67,7 @@ def test_an_axis_with_fewer_doublings_takes_them_in_the_coarse_stages(patch_size
 @pytest.mark.parametrize("patch_size", [(12, 12, 12), (8, 8, 6), (4, 4, 0)], ids=str)
 def test_a_patch_that_is_no_power_of_two_is_refused_with_its_size(head, patch_size):
     with pytest.raises(ValueError, match=rf"patch_size \({patch_size[0]}, .* must be powers of two"):
-        head(1, 2, 24, 12, patch_size, 4)
+        head(1, 2, 24, patch_size, 4)
 
 
 def test_unetr_refuses_patches_over_16_and_fewer_than_4_layers():
