@@ -1,3 +1,4 @@
+MAKEFLAGS += --no-print-directory
 PYTHON ?= python3
 BIN := .venv/bin
 RUN := $(BIN)/python -W ignore -m monai.bundle run
