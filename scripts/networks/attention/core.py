@@ -13,7 +13,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, expli
         key, value: ``(B, heads, K, d)``.
         bias: 0 where a query may attend and -inf where not, ``(B or 1, 1, Q, K)``; None attends everywhere.
         explicit_keys: for bfloat16 on a CPU and up to this many keys, plain matrix products replace PyTorch's fused
-            kernel, whose backward is slow there; beyond, the score matrix falls out of the cache and the kernel wins
+            kernel, whose backward is slow there; with more keys the gain shrinks and the score matrix takes memory
             (``benchmarks/attention.py`` shows both sides).
 
     Returns:
