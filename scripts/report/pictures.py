@@ -63,6 +63,11 @@ def picture_page(path: str | Path, rows: Sequence[dict], title: str) -> None:
         draw_planes(axes, row["image"], row["masks"], best_planes(row["masks"][0]), row.get("spacing", (1, 1, 1)))
         axes[0].set_title(row["title"], loc="left", fontsize=9)
     figure.suptitle(title, fontsize=11)
+    save_figure(figure, path)
+
+
+def save_figure(figure: Figure, path: str | Path) -> None:
+    """Write a figure as PNG, to a temporary name that is renamed; its folder is made."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp")
