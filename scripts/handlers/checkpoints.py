@@ -191,7 +191,7 @@ class TrainingState:
     def complete(self) -> bool:
         """Whether the training has reached its last step."""
         trainer = self.objects["trainer"].state
-        return trainer.epoch >= trainer.max_epochs
+        return trainer.iteration >= trainer.max_epochs * trainer.epoch_length
 
     def files(self) -> list[Path]:
         """The states there are, the last one first."""
