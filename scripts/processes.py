@@ -13,7 +13,7 @@ def start_processes() -> None:
     """Join the group of processes: NCCL on GPUs, gloo on CPUs; only the first process logs below warnings.
 
     Raises:
-        RuntimeError: the command was not started by torchrun.
+        RuntimeError: the command was not started in several processes.
     """
     if "RANK" not in os.environ:
         raise RuntimeError(

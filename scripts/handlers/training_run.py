@@ -84,6 +84,7 @@ class TrainingRun:
         self.stopped_by = idist.all_reduce(int(self.received), "MAX")
 
     def _stop(self, trainer: Engine) -> None:
+        idist.barrier()  # the first process has written the state before another one's end can take it along
         total = trainer.state.max_epochs * trainer.state.epoch_length
         logger.info(
             "stopped by %s after step %d of %d; the state is in %s, the same command with --resume True goes on",
