@@ -39,7 +39,7 @@ def save_atomically(content: Any, path: str | Path) -> None:
             raise
         free = shutil.disk_usage(path.parent).free / 2**20
         advice = f"cannot be written: {reason.strerror}. {free:.0f} MiB are free there; what stood there before is whole"
-        raise OSError(reason.errno, advice, str(path)) from error
+        raise OSError(reason.errno, advice, str(path)) from None
     finally:
         temporary.unlink(missing_ok=True)
 
