@@ -39,7 +39,9 @@ def overlay(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return file
 
 
-def start(config: str, studies: Path, overlay: Path, out: Path, processes: int = 1, **options: object) -> subprocess.Popen:
+def start(
+    config: str, studies: Path, overlay: Path, out: Path, processes: int = 1, **options: object
+) -> subprocess.Popen:
     """A training as users start it, in a session of its own."""
     names = [f"configs/{config}", *(["configs/multi_gpu_train.json"] if processes > 1 else []), str(overlay)]
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"] if processes > 1 else []

@@ -17,7 +17,9 @@ def test_every_validation_case_belongs_to_exactly_one_process(length, processes)
 
 
 def test_fewer_cases_than_processes_are_refused_with_the_way_out():
-    with pytest.raises(ValueError, match="3 validation cases cannot be shared by 4 processes: raise --validation_share"):
+    with pytest.raises(
+        ValueError, match="3 validation cases cannot be shared by 4 processes: raise --validation_share"
+    ):
         share(3, 0, 4)
 
 

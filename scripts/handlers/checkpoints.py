@@ -38,7 +38,9 @@ def save_atomically(content: Any, path: str | Path) -> None:
         if not isinstance(reason, OSError):
             raise
         free = shutil.disk_usage(path.parent).free / 2**20
-        advice = f"cannot be written: {reason.strerror}. {free:.0f} MiB are free there; what stood there before is whole"
+        advice = (
+            f"cannot be written: {reason.strerror}. {free:.0f} MiB are free there; what stood there before is whole"
+        )
         raise OSError(reason.errno, advice, str(path)) from None
     finally:
         temporary.unlink(missing_ok=True)
@@ -253,8 +255,8 @@ class TrainingState:
         data, processes = state["data"], self.loader.sampler.num_replicas
         if data["samples"] != self.data["samples"]:
             raise ValueError(
-                f"{file} belongs to a run on {data['samples']} cases, now there are {self.data['samples']}: resume with "
-                "the same dataset_dir, label_ratio, validation_share and split_seed"
+                f"{file} belongs to a run on {data['samples']} cases, now there are {self.data['samples']}: resume "
+                "with the same dataset_dir, label_ratio, validation_share and split_seed"
             )
         if data["samples_per_step"] != self.data["samples_per_step"]:
             raise ValueError(

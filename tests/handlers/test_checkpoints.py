@@ -38,7 +38,9 @@ def test_a_full_disk_leaves_the_former_file_whole_and_no_other(tmp_path, monkeyp
     path = tmp_path / "weights.pt"
     path.write_bytes(b"former")
     monkeypatch.setattr(torch, "save", save_half)
-    with pytest.raises(OSError, match="No space left on device.*what stood there before is whole.*weights.pt") as caught:
+    with pytest.raises(
+        OSError, match="No space left on device.*what stood there before is whole.*weights.pt"
+    ) as caught:
         save_atomically({}, path)
     assert caught.value.errno == 28
     assert list(tmp_path.iterdir()) == [path]

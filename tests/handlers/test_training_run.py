@@ -40,7 +40,10 @@ def test_a_signal_stops_after_the_step_and_resuming_ends_the_same(number, step, 
     with caplog.at_level(logging.INFO):
         stopped.run.start()
     assert stopped.trainer.state.iteration == last_step(tmp_path / "stopped") == step
-    assert f"stopped by {number.name} after step {step} of {TOTAL}; the state is in {tmp_path}/stopped/states" in caplog.text
+    assert (
+        f"stopped by {number.name} after step {step} of {TOTAL}; the state is in {tmp_path}/stopped/states"
+        in caplog.text
+    )
     assert "the same command with --resume True goes on" in caplog.text
     with pytest.raises(SystemExit) as left:
         stopped.run.leave()

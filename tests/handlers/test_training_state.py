@@ -152,7 +152,9 @@ def test_a_damaged_state_is_passed_over_with_a_warning_and_then_removed(whole, t
     assert f"{newest} is damaged: going back to the one before it" in caplog.text
     assert "after step 5 of 12" in caplog.text
     files = []
-    resumed.trainer.add_event_handler(Events.ITERATION_COMPLETED(once=6), lambda engine: files.extend(steps_of(tmp_path)))
+    resumed.trainer.add_event_handler(
+        Events.ITERATION_COMPLETED(once=6), lambda engine: files.extend(steps_of(tmp_path))
+    )
     resumed.trainer.run()
     assert files == [5, 6]
     assert_same(resumed, tmp_path, whole)
@@ -213,7 +215,9 @@ def interrupted(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("planned", [2, 9])
 def test_a_run_of_another_length_is_refused_with_both(planned, interrupted):
-    refused(interrupted, f"belongs to a run of 3 epochs.*resume with --max_epochs 3 instead of {planned}", epochs=planned)
+    refused(
+        interrupted, f"belongs to a run of 3 epochs.*resume with --max_epochs 3 instead of {planned}", epochs=planned
+    )
 
 
 def test_another_number_of_cases_is_refused(interrupted):
