@@ -73,7 +73,6 @@ def test_a_sample_is_scaled_by_its_own_percentiles():
     assert sample.dtype == torch.float32
 
 
-@pytest.mark.filterwarnings("ignore:Divide by zero")
 @pytest.mark.parametrize("value", [0.0, -1000.0, 7.0])
 def test_a_constant_scan_gives_finite_values_from_0_to_1(value):
     sample = seeded(0, (4, 4, 4))({"image": torch.full((1, 6, 6, 6), value)})["image"]
@@ -82,7 +81,6 @@ def test_a_constant_scan_gives_finite_values_from_0_to_1(value):
     assert sample.max() <= 1
 
 
-@pytest.mark.filterwarnings("ignore:Divide by zero")
 def test_a_few_bright_voxels_in_a_constant_crop_stay_within_0_and_1():
     scan = torch.zeros(1, 16, 16, 16)  # both percentiles are 0: the background of a skull-stripped scan, and its rim
     scan[0, 0, 0, :2] = 3000.0
@@ -137,12 +135,31 @@ def test_samples_have_their_size_and_all_channels(slab_offset):
 
 
 @pytest.mark.parametrize(
-    ("slices", "offset", "thickness"), [(16, 5, "4"), (128, 33, "32"), (18, 1, "4.5"), (16, -1, "4")]
+    ("slices", "offset", "start", "thickness"),
+    [
+        (16, 5, None, 4),
+        (128, 33, None, 32),
+        (16, -1, None, 4),
+        (16, 2, (0, 7), 4),
+        (16, 2, (3, 2), 4),
+        (16, 2, (1,), 4),
+    ],
 )
-def test_slabs_that_do_not_fit_are_refused_with_the_numbers(slices, offset, thickness):
-    message = f"slab_offset {offset} does not fit: 4 slabs of {thickness} slices must lie within {slices} slices"
+def test_slabs_that_do_not_fit_are_refused_with_the_numbers(slices, offset, start, thickness):
+    message = f"slab_offset {offset} and slab_start .* not fit: 4 slabs of {thickness} slices must lie within {slices}"
     with pytest.raises(ValueError, match=message):
-        SpatialSequenced("image", (8, 8, slices), slab_offset=offset)
+        SpatialSequenced("image", (8, 8, slices), slab_offset=offset, slab_start=start)
+
+
+def test_slices_that_four_slabs_cannot_divide_are_refused():
+    with pytest.raises(ValueError, match="its 18 slices cannot be divided into 4 slabs"):
+        SpatialSequenced("image", (8, 8, 18), slab_offset=1)
+
+
+def test_the_first_slab_starts_within_the_given_range():
+    crop = numbered(1, 2, 3, 16)
+    transform = seeded(0, (2, 3, 16), slab_offset=1, slab_start=(2, 4))
+    assert {int(transform.join_slabs(crop)[0, 0, 0, 0]) for _ in range(60)} == {2, 3, 4}
 
 
 # The prefix
@@ -168,12 +185,13 @@ def test_prefixes_collate_to_integers_beside_the_image():
 
 
 def test_a_batch_becomes_the_images_the_losss_target_and_the_networks_second_input():
-    batch = {"image": torch.rand(2, 1, 4, 4, 4), "prefix": torch.tensor([3, 0])}
+    batch = {"image": torch.rand(2, 1, 4, 4, 4), "prefix": torch.tensor([3, 0]), "kind": torch.tensor([0, 2])}
     image, target, arguments, keywords = prepare_next_patch(batch, "cpu", False, dtype=torch.float64)
     assert image.dtype == torch.float64
     torch.testing.assert_close(image, batch["image"].double())
     assert target[0] is image
     assert torch.equal(target[1], batch["prefix"])
+    assert torch.equal(target[2], batch["kind"])
     assert target[1].dtype == torch.int64  # lengths are no pixels: the images' type is not theirs
     assert arguments == (target[1],)
     assert keywords == {}
