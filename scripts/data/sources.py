@@ -163,21 +163,29 @@ class SequenceDataset(Dataset):
             self._orders[kind, passed] = generator.permutation(len(self.cases[kind]))
         return self._orders[kind, passed]
 
-    def __getitem__(self, index: int) -> Any:
+    def draw(self, index: int) -> tuple[Case, list[Case], np.random.Generator]:
+        """The case of a sample, the cases it joins (three other lesions of the class beside it), and what drew them."""
         generator = np.random.default_rng([self.seed, self.epoch, index])
         case = self.case(index)
-        item: dict[str, Any] = {"kind": case["kind"]}
+        if case["kind"] != "semantic":
+            return case, [case], generator
+        others = [other for other in self.classes[case["type"]] if other is not case]
+        chosen = generator.choice(len(others), NUM_SLABS - 1, replace=False)
+        return case, [case, *(others[i] for i in chosen)], generator
+
+    @property
+    def data(self) -> list[dict[str, str]]:
+        """The files of every sample of this epoch, joined by commas: what MONAI's datasets call their data."""
+        joined = (self.draw(index)[1] for index in range(len(self)))
+        return [{"image": ", ".join(path for case in cases for path in case_files(case))} for cases in joined]
+
+    def __getitem__(self, index: int) -> Any:
+        case, joined, generator = self.draw(index)
+        files = [path for part in joined for path in case_files(part)]
+        scans = [self.open(path, generator) for path in files]
+        item = {"kind": case["kind"], "image": scans[0] if case["kind"] == "spatial" else scans}
         if case["kind"] == "semantic":
-            others = [other for other in self.classes[case["type"]] if other is not case]
-            chosen = generator.choice(len(others), NUM_SLABS - 1, replace=False)
-            lesions = [case, *(others[i] for i in chosen)]
-            files = [lesion["image"] for lesion in lesions]
-            item["centre"] = [self.volumes.voxel(lesion["image"], lesion["centre"]) for lesion in lesions]
-        else:
-            files = case_files(case)
-        opened = [self.open(path, generator) for path in files]
-        item["image"] = opened[0] if case["kind"] == "spatial" else opened
-        item["files"] = ", ".join(files)
+            item["centre"] = [self.volumes.voxel(lesion["image"], lesion["centre"]) for lesion in joined]
         self.transform.set_random_state(seed=derive_seed(self.seed, self.epoch, index))
         return self.transform(item)
 

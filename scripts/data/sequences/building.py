@@ -17,8 +17,8 @@ KINDS = ("spatial", "contrast", "semantic")
 class Sequenced(MapTransform, Randomizable):
     """Build the sequence of the kind that the item names.
 
-    Item: the scans under the keys, ``kind`` (one of ``KINDS``), for semantic ones ``centre``, and ``files``. Result:
-    the keys, each ``(C, *sample_size)`` float32 from 0 to 1, ``kind`` as its index in ``KINDS``, and ``files``.
+    An item holds the scans under the keys, ``kind`` (one of ``KINDS``) and for semantic ones ``centre``; the sample
+    holds the keys, each ``(C, *sample_size)`` float32 from 0 to 1, and ``kind`` as its index in ``KINDS``.
 
     Args:
         keys: one scan, or a list of four, see the transform of each kind.
@@ -49,5 +49,4 @@ class Sequenced(MapTransform, Randomizable):
         built = self.build(data["kind"])(data)
         result = {key: built[key] for key in self.key_iterator(built)}
         result["kind"] = torch.tensor(KINDS.index(data["kind"]))
-        result["files"] = data["files"]
         return result
