@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from scripts.data.datalists import image_files
+from scripts.data.reading import volume_suffix
 
 TIMEPOINT = re.compile(r"(?P<patient>.*\d)-\d{3}")  # BraTS-GLI-00005-100: patient BraTS-GLI-00005, timepoint 100
 
@@ -30,7 +31,7 @@ def study_cases(studies_dir: str | Path, modalities: Sequence[str]) -> list[dict
     """
     studies: dict[Path, dict[str, list[str]]] = {}
     for file in image_files(studies_dir):
-        ending = re.split("[-_]", file.name.split(".nii")[0])[-1]
+        ending = re.split("[-_]", file.name.removesuffix(volume_suffix(file) or ""))[-1]
         if ending in modalities:
             study = file.parent
             studies.setdefault(study, {}).setdefault(ending, []).append(str(file))

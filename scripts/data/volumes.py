@@ -29,6 +29,7 @@ from scripts.data.reading import VolumeError, read_volume
 
 FORMAT = 1  # part of a copy's name: a new format never reads old copies
 OUTLIER_WIDTHS = 8  # intensities farther from the percentiles than so many of their distances are clipped
+MOST_VOXELS = 2e9  # of a scan at the spacing; a header that asks for more is wrong
 SAME_SPACING = 1e-3  # relative; such a scan is not resampled
 GRID_TOLERANCE_MM = 0.1  # how far the corners of one study's modalities may lie apart
 
@@ -123,12 +124,13 @@ def resampled(path: str, spacing: Sequence[float]) -> tuple[MetaTensor, np.ndarr
     Resampling is linear. NaN and infinite voxels take the scan's smallest finite intensity.
 
     Raises:
-        VolumeError: it cannot be read, its affine is unusable, or it is constant.
+        VolumeError: it cannot be read, is constant, or would be absurdly large at the spacing.
     """
     volume = read_volume(path)
     source_affine = _array(volume.affine)
-    if not np.isfinite(source_affine).all() or abs(np.linalg.det(source_affine[:3, :3])) < 1e-9:
-        raise VolumeError(path, f"has an affine that places its voxels nowhere: {source_affine[:3].tolist()}")
+    voxels = volume[0].numel() * abs(np.linalg.det(source_affine[:3, :3])) / math.prod(spacing)
+    if voxels > MOST_VOXELS:
+        raise VolumeError(path, f"would have {voxels:.1g} voxels at the spacing: correct the spacing in its header")
     array = volume.numpy()
     finite = np.isfinite(array)
     if not finite.all():
@@ -158,7 +160,7 @@ def compact(channel: np.ndarray) -> tuple[np.ndarray, float, float]:
         low, high = max(low, lower - margin), min(high, upper + margin)
     step = 2.0 ** math.ceil(math.log2((high - low) / 65534)) if high > low else 1.0
     offset = (math.floor(low / step) + 32768) * step
-    quantised = np.rint((channel.astype(np.float64) - offset) / step)
+    quantised = np.rint((channel - np.float32(offset)) / np.float32(step))
     return quantised.clip(-32768, 32767).astype(np.int16), step, offset
 
 
