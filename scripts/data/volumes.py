@@ -10,6 +10,7 @@ import hashlib
 import json
 import logging
 import math
+import mmap
 import os
 import uuid
 from collections.abc import Sequence
@@ -61,6 +62,7 @@ class VolumeStore:
         self.in_channels = in_channels
         self.grids: dict[str, Grid] = {}
         self.copies: dict[str, Path] = {}
+        self.dtypes: dict[str, np.dtype] = {}
 
     def __contains__(self, path: str) -> bool:
         return path in self.grids
@@ -87,7 +89,7 @@ class VolumeStore:
                         f"the copy of {path} cannot be written to {self.cache_dir}: {error}; free some space, pass "
                         "another --cache_dir, or --cache_dir '$None' for none"
                     ) from error
-            self.copies[path] = copy
+            self.copies[path], self.dtypes[path] = copy, np.dtype(about["dtype"])
             grid = Grid(tuple(about["shape"]), np.array(about["affine"]), np.array(about["source_affine"]))
         if self.in_channels not in (1, grid.shape[0]):
             raise VolumeError(path, f"has {grid.shape[0]} channels, the network takes {self.in_channels}")
@@ -104,9 +106,12 @@ class VolumeStore:
         """
         if self.cache_dir is None:
             return resampled(path, self.spacing)[0].numpy()
-        copy = self.copies[path]
+        copy, dtype, shape = self.copies[path], self.dtypes[path], self.grids[path].shape
         try:
-            return np.load(copy, mmap_mode="r", allow_pickle=False)
+            with copy.open("rb") as file:
+                mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            begin = len(mapped) - math.prod(shape) * dtype.itemsize  # behind the header, which numpy.load would parse
+            return np.frombuffer(mapped, dtype, offset=begin).reshape(shape)
         except (OSError, ValueError) as error:
             raise VolumeError(
                 path, f"its copy {copy} cannot be read ({error}): start again to write it anew"

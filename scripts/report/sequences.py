@@ -85,7 +85,7 @@ def draw_sequence(
         fontsize=8.5,
         loc="left",
     )
-    parts.set_title(f"{title}\n" if part_names else title, fontsize=10, loc="left")
+    figure.suptitle(title, fontsize=10)
     save_figure(figure, path)
 
 

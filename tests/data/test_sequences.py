@@ -8,7 +8,16 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from scripts.data.sequences import RandPrefixd, SpatialSequenced, prepare_next_patch
+from scripts.data.sequences import (
+    KINDS,
+    ContrastSequenced,
+    RandPrefixd,
+    SemanticSequenced,
+    Sequenced,
+    SpatialSequenced,
+    copied_patches,
+    prepare_next_patch,
+)
 
 
 def numbered(*shape: int) -> Tensor:
@@ -160,6 +169,117 @@ def test_the_first_slab_starts_within_the_given_range():
     crop = numbered(1, 2, 3, 16)
     transform = seeded(0, (2, 3, 16), slab_offset=1, slab_start=(2, 4))
     assert {int(transform.join_slabs(crop)[0, 0, 0, 0]) for _ in range(60)} == {2, 3, 4}
+
+
+@pytest.mark.parametrize(
+    ("size", "patch", "offset"),
+    [
+        ((4, 4, 128), (2, 4, 16), 8), ((4, 4, 128), (2, 4, 16), 16), ((4, 4, 128), (2, 4, 16), 5),
+        ((4, 4, 32), (2, 2, 2), 3), ((4, 4, 32), (2, 2, 2), 0), ((4, 4, 32), (4, 4, 16), 4),
+        ((4, 4, 32), (2, 2, 2), None),
+    ],
+)  # fmt: skip
+def test_copied_patches_are_those_that_equal_an_earlier_one_of_a_built_sample(size, patch, offset):
+    sample = seeded(0, size, slab_offset=offset)({"image": random_scan(1, *size)})["image"][0].numpy()
+    earlier, expected = [], []
+    for x in range(0, size[0], patch[0]):
+        for y in range(0, size[1], patch[1]):
+            for z in range(0, size[2], patch[2]):
+                pixels = sample[x : x + patch[0], y : y + patch[1], z : z + patch[2]]
+                expected.append(any(np.array_equal(pixels, other) for other in earlier))
+                earlier.append(pixels)
+    assert copied_patches(size, patch, offset).tolist() == expected
+
+
+def test_a_quarter_of_the_published_samples_patches_are_copies():
+    assert copied_patches((128, 128, 128), (16, 16, 16), 8).float().mean() == 0.25
+
+
+# Contrast
+
+
+def plain_part(scan: Tensor, start: tuple[int, int, int], size: tuple[int, int, int]) -> np.ndarray:
+    """A window by loops over its voxels, scaled by its own percentiles."""
+    part = np.array(
+        [
+            [[float(scan[0, start[0] + i, start[1] + j, start[2] + k]) for k in range(size[2])] for j in range(size[1])]
+            for i in range(size[0])
+        ]
+    )
+    low, high = np.percentile(part, [1, 99.9])
+    return np.clip((part - low) / (high - low), 0, 1)
+
+
+def test_a_contrast_sequence_is_one_window_of_each_modality_scaled_by_itself_and_joined():
+    modalities = [random_scan(1, 7, 8, 9) * factor + 100 * factor for factor in (1, 5, 0.1, 20)]
+    starts = set()
+    for seed in range(30):
+        transform = ContrastSequenced("image", (4, 5, 12)).set_random_state(seed=seed)
+        sample = transform({"image": modalities})["image"]
+        assert sample.shape == (1, 4, 5, 12)
+        state = np.random.RandomState(seed)
+        start = tuple(state.randint(length - size + 1) for length, size in zip((7, 8, 9), (4, 5, 3), strict=True))
+        expected = np.concatenate([plain_part(scan, start, (4, 5, 3)) for scan in modalities], axis=2)
+        np.testing.assert_allclose(sample[0], expected, atol=1e-4)
+        starts.add(start)
+    assert {start[2] for start in starts} == set(range(7))
+
+
+@pytest.mark.parametrize("shapes", [[(1, 6, 6, 6)] * 3, [(1, 6, 6, 6)] * 3 + [(1, 6, 6, 7)]], ids=["three", "grids"])
+def test_modalities_that_do_not_fit_are_refused(shapes):
+    with pytest.raises(ValueError, match="needs 4 modalities on one grid"):
+        ContrastSequenced("image", (4, 4, 8))({"image": [random_scan(*shape) for shape in shapes]})
+
+
+# Semantic
+
+
+def test_a_semantic_sequence_is_a_crop_around_each_centre_scaled_by_itself_and_joined():
+    lesions = [random_scan(1, 12, 11, 10 + i) * (i + 1) for i in range(4)]
+    centres = [(6, 5, 5), (5.4, 6.4, 2.2), (0, 20, 5), (11, 0, 12)]  # the last two would leave their scans
+    starts = [(4, 3, 4), (3, 4, 1), (0, 6, 4), (7, 0, 10)]
+    sample = SemanticSequenced("image", (5, 5, 12))({"image": lesions, "centre": centres})["image"]
+    expected = [plain_part(scan, start, (5, 5, 3)) for scan, start in zip(lesions, starts, strict=True)]
+    np.testing.assert_allclose(sample[0], np.concatenate(expected, axis=2), atol=1e-4)
+
+
+def test_a_scan_thinner_than_the_crop_is_taken_whole_and_resized():
+    lesions = [random_scan(1, 3, 9, 2)] * 4
+    sample = SemanticSequenced("image", (6, 6, 16))({"image": lesions, "centre": [(1, 4, 1)] * 4})["image"]
+    assert sample.shape == (1, 6, 6, 16)
+    whole = interpolate(lesions[0][None, :, :, 2:8], (6, 6, 4), mode="trilinear")[0].numpy()
+    low, high = np.percentile(whole, [1, 99.9])
+    np.testing.assert_allclose(sample[..., :4], np.clip((whole - low) / (high - low), 0, 1), atol=1e-4)
+
+
+def test_three_lesions_are_refused():
+    with pytest.raises(ValueError, match="needs 4 scans and centres, not 3 and 3"):
+        SemanticSequenced("image", (4, 4, 8))({"image": [random_scan(1, 6, 6, 6)] * 3, "centre": [(1, 1, 1)] * 3})
+
+
+# All kinds
+
+
+def test_every_kind_ends_as_the_same_sample():
+    scan = random_scan(1, 9, 9, 9)
+    items = [
+        {"kind": "spatial", "image": scan},
+        {"kind": "contrast", "image": [scan] * 4},
+        {"kind": "semantic", "image": [scan] * 4, "centre": [(4, 4, 4)] * 4},
+    ]
+    transform = Sequenced("image", (4, 4, 8)).set_random_state(seed=0)
+    for index, item in enumerate(items):
+        sample = transform(item)
+        assert set(sample) == {"image", "kind"}
+        assert (sample["image"].shape, sample["image"].dtype) == ((1, 4, 4, 8), torch.float32)
+        assert KINDS[int(sample["kind"])] == KINDS[index] == item["kind"]
+
+
+def test_one_state_draws_every_kind_again():
+    item = {"kind": "contrast", "image": [random_scan(1, 20, 20, 20)] * 4}
+    first, second = (Sequenced("image", (4, 4, 8)).set_random_state(seed=3)(item)["image"] for _ in range(2))
+    assert torch.equal(first, second)
+    assert not torch.equal(Sequenced("image", (4, 4, 8)).set_random_state(seed=4)(item)["image"], first)
 
 
 # The prefix
