@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import ignite.distributed as idist
 import torch
 from ignite.engine import Engine, Events
+from monai.engines import IterationEvents
 
 from scripts.data.sequences import KINDS, copied_patches
 from scripts.losses import NextPatchLoss, patch_order
@@ -37,11 +38,16 @@ class LossParts:
 
     def attach(self, engine: Engine) -> None:
         engine.add_event_handler(Events.EPOCH_STARTED, lambda _: self.sums.zero_())
+        engine.add_event_handler(IterationEvents.FORWARD_COMPLETED, self.remember)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self.collect)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self.write)
 
+    def remember(self, engine: Engine) -> None:
+        """Prefix and kind of the batch, ``(B,)`` each: at the iteration's end a trainer's output is decollated."""
+        self.prefix, self.kind = engine.state.output["label"][1:]
+
     def collect(self, engine: Engine) -> None:
-        _, prefix, kind = engine.state.output["label"]
+        prefix, kind = self.prefix, self.kind
         error = self.loss_function.patch_error  # (B, N)
         predicted = torch.arange(error.shape[1], device=error.device) >= prefix[:, None]  # (B, N)
         new = predicted & ~((kind == 0)[:, None] & self.copied.to(error.device))
