@@ -217,6 +217,8 @@ class TrainingState:
         for file in others:
             if file not in earlier[: self.keep - 1]:
                 file.unlink()
+        for leftover in self.folder.glob(".step_*.tmp"):  # of a run that was killed while it wrote
+            leftover.unlink()
 
     def begin(self, resume: bool | str) -> None:
         """Go on from the last state, or begin anew.
