@@ -1,5 +1,6 @@
 """The workflows as users start them: each config with the small overlay, on phantom studies."""
 
+import csv
 import os
 import shutil
 import subprocess
@@ -14,6 +15,7 @@ from ignite.engine import Events
 from monai.bundle import ConfigWorkflow
 from PIL import Image
 
+from scripts.data.phantoms import LABELS
 from tests.conftest import ROOT
 
 META, LOGGING = str(ROOT / "configs/metadata.json"), str(ROOT / "configs/logging.conf")
@@ -183,15 +185,19 @@ def test_pretraining_with_published_slabs_runs(task: Path, small_overlay: str, t
     assert (tmp_path / "pretrained.pt").is_file()
 
 
-def test_evaluation_writes_dice_of_every_validation_case(
+def test_evaluation_writes_scores_by_name_and_the_worst_cases(
     task: Path, small_overlay: str, trained: Path, tmp_path: Path
 ) -> None:
     options = {"dataset_dir": str(task), "weights_file": str(trained / "model.pt"), "output_dir": str(tmp_path)}
-    run(["train.json", "evaluate.json"], small_overlay, "evaluation", part="all", **options)
-    rows = (tmp_path / "mean_dice_raw.csv").read_text().splitlines()
-    assert rows[0] == "filename,class0,class1,class2,class3,class4,class5,mean"
-    assert len(rows) == 1 + 5
-    assert (tmp_path / "pictures/evaluation.png").is_file()
+    flow = run(["train.json", "evaluate.json"], small_overlay, "evaluation", part="all", **options)
+    with (tmp_path / "cases.csv").open(newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    assert len({row["case"] for row in rows}) == 5
+    assert [row["label"] for row in rows[:7]] == [*list(LABELS)[1:], "mean"]
+    dice = [float(row["dice"]) for row in rows if row["label"] == "mean"]
+    assert flow.evaluator.state.metrics["mean_dice"] == pytest.approx(np.mean(dice), abs=1e-5)
+    assert (tmp_path / "summary.csv").is_file()
+    assert (tmp_path / "worst.png").is_file()
 
 
 def test_inference_writes_masks_in_the_grid_of_each_image(

@@ -107,6 +107,11 @@ def image_files(dataset_dir: str | Path) -> list[Path]:
     return files
 
 
+def case_name(path: str | Path) -> str:
+    """The file's name without its ending: ``a/b.nii.gz`` is case ``b``."""
+    return Path(path).name.removesuffix(".gz").removesuffix(".nii")
+
+
 def inference_cases(dataset_dir: str | Path) -> list[Case]:
     """The images of a folder as ``{"image": path}``; see :func:`image_files`.
 
@@ -117,7 +122,7 @@ def inference_cases(dataset_dir: str | Path) -> list[Case]:
     files = image_files(dataset_dir)
     stems: dict[Path, Path] = {}
     for file in files:
-        stem = file.with_name(file.name.removesuffix(".gz").removesuffix(".nii"))
+        stem = file.with_name(case_name(file))
         if stem in stems:
             raise ValueError(f"{stems[stem]} and {file} would write the same mask: rename one of them")
         stems[stem] = file
@@ -180,6 +185,17 @@ def check_label_names(dataset_dir: str | Path, num_classes: int) -> None:
             f"{folder / 'dataset.json'} names {len(names)} labels ({', '.join(map(str, names.values()))}), "
             f"num_classes is {num_classes}: pass --num_classes {len(names)}"
         )
+
+
+def label_names(dataset_dir: str | Path, num_classes: int) -> list[str]:
+    """The names of the labels 1, 2, ... of an MSD task; ``label 1``, ... where ``dataset.json`` has none.
+
+    Raises:
+        ValueError: see :func:`check_label_names`.
+    """
+    check_label_names(dataset_dir, num_classes)
+    names = _read_task(_existing_folder(dataset_dir)).get("labels", {})
+    return [str(names.get(str(value), f"label {value}")) for value in range(1, num_classes)]
 
 
 def check_case(case: Case, num_classes: int) -> str | None:
