@@ -25,7 +25,14 @@ def _existing_folder(folder: str | Path) -> Path:
     return path
 
 
-def _read_task(folder: Path) -> dict:
+def read_task(dataset_dir: str | Path) -> dict:
+    """The content of an MSD task's ``dataset.json``.
+
+    Raises:
+        FileNotFoundError: there is no such folder, or no ``dataset.json`` in it.
+        ValueError: the file is not JSON, or holds no object.
+    """
+    folder = _existing_folder(dataset_dir)
     file = folder / "dataset.json"
     if not file.is_file():
         raise FileNotFoundError(
@@ -41,7 +48,7 @@ def _read_task(folder: Path) -> dict:
 
 
 def _task_entries(folder: Path) -> list:
-    entries = _read_task(folder).get("training", [])
+    entries = read_task(folder).get("training", [])
     if not entries:
         raise ValueError(f"{folder / 'dataset.json'} lists no case under 'training': there is nothing to learn from")
     return entries
@@ -179,7 +186,7 @@ def check_label_names(dataset_dir: str | Path, num_classes: int) -> None:
         ValueError: names both numbers.
     """
     folder = _existing_folder(dataset_dir)
-    names = _read_task(folder).get("labels", {})
+    names = read_task(folder).get("labels", {})
     if names and len(names) != num_classes:
         raise ValueError(
             f"{folder / 'dataset.json'} names {len(names)} labels ({', '.join(map(str, names.values()))}), "
@@ -194,7 +201,7 @@ def label_names(dataset_dir: str | Path, num_classes: int) -> list[str]:
         ValueError: see :func:`check_label_names`.
     """
     check_label_names(dataset_dir, num_classes)
-    names = _read_task(_existing_folder(dataset_dir)).get("labels", {})
+    names = read_task(dataset_dir).get("labels", {})
     return [str(names.get(str(value), f"label {value}")) for value in range(1, num_classes)]
 
 
