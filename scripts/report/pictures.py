@@ -39,8 +39,18 @@ class Planes(NamedTuple):
     spacing: tuple[float, ...]
 
 
+def intensity_window(image: np.ndarray) -> tuple[float, float]:
+    """Percentiles 1 and 99.9: what a volume is drawn between."""
+    low, high = np.percentile(image, [1, 99.9])
+    return float(low), float(high)
+
+
 def take_planes(
-    title: str, image: np.ndarray, masks: Sequence[np.ndarray], spacing: Sequence[float] = (1, 1, 1)
+    title: str,
+    image: np.ndarray,
+    masks: Sequence[np.ndarray] = (),
+    spacing: Sequence[float] = (1, 1, 1),
+    window: tuple[float, float] | None = None,
 ) -> Planes:
     """Three slices of a volume, through the planes with the most labelled voxels of the first mask that holds any.
 
@@ -49,15 +59,16 @@ def take_planes(
         image: ``(X, Y, Z)``.
         masks: label volumes ``(X, Y, Z)``: the first will be outlined solid, the second dashed.
         spacing: voxel size in mm per axis, for the right proportions.
+        window: intensities drawn black and white; None: the volume's own percentiles 1 and 99.9.
     """
     at = best_planes(next((mask for mask in masks if mask.any()), np.zeros(image.shape, bool)))
-    low, high = np.percentile(image, [1, 99.9])
+    low, high = window or intensity_window(image)
 
     def slices(volume: np.ndarray) -> list[np.ndarray]:
         return [plane(volume, axis, at[axis]).copy() for axis in range(3)]
 
-    window = (float(low), float(max(high, low + 1e-6)))
-    return Planes(title, slices(image), [slices(mask) for mask in masks], window, tuple(spacing))
+    masks_shown = [slices(mask) for mask in masks]
+    return Planes(title, slices(image), masks_shown, (low, max(high, low + 1e-6)), tuple(spacing))
 
 
 def draw_planes(axes: Sequence, planes: Planes) -> None:
