@@ -10,9 +10,9 @@ CLASSES = ("left", "right")
 
 
 def helix(rng: np.random.Generator, winding: int, size: int = 24) -> np.ndarray:
-    """A bright wire along the third axis, from a random angle; no slice alone tells which way it winds."""
+    """A bright wire that winds half around the third axis; a slice alone hardly tells which way."""
     x, y, z = np.indices((size, size, size))
-    angle = rng.uniform(0, 2 * np.pi) + (1 if winding else -1) * 2 * np.pi * z / size
+    angle = rng.uniform(-0.5, 0.5) + (1 if winding else -1) * np.pi * (z / size - 0.5)
     middle, radius = (size - 1) / 2 + rng.uniform(-1, 1), size / 4
     distance = np.hypot(x - middle - radius * np.cos(angle), y - middle - radius * np.sin(angle))
     return (200 * np.exp(-((distance / 2.5) ** 2)) + rng.normal(0, 10, x.shape)).astype(np.float32)

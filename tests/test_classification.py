@@ -90,7 +90,7 @@ def test_a_class_without_a_volume_is_refused_before_training(tmp_path):
 @pytest.mark.slow
 def test_the_way_a_helix_winds_is_learned(tmp_path):
     archive = write_archive(tmp_path / "a.npz", (80, 20, 40), size=16)
-    small = overlay(tmp_path, max_epochs=40, learning_rate=0.002)
+    small = overlay(tmp_path, max_epochs=30, learning_rate=0.002, val_interval=5)
     run(CONFIGS, small, "training", "training", **options(archive, tmp_path))
     run([*CONFIGS, "evaluate_classes.json"], small, "evaluation", part="test", **options(archive, tmp_path))
     summary = read(tmp_path / "out/summary.csv")[-1]

@@ -279,3 +279,20 @@ def test_two_processes_train_on_one_machine(config: str, task: Path, small_overl
     assert not (tmp_path / "former").exists()
     weights = torch.load(tmp_path / "model.pt", weights_only=True)
     assert not any(name.startswith("module.") for name in weights)
+
+
+@pytest.mark.slow
+def test_two_processes_evaluate_into_one_table(task: Path, small_overlay: str, trained: Path, tmp_path: Path) -> None:
+    command = [
+        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2",
+        "-m", "monai.bundle", "run", "--config_file",
+        f"['configs/train.json','configs/evaluate.json','configs/multi_gpu_train.json','{small_overlay}']",
+        "--dataset_dir", str(task), "--output_dir", str(tmp_path), "--weights_file", str(trained / "model.pt"),
+        "--part", "all",
+    ]  # fmt: skip
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr[-3000:]
+    with (tmp_path / "cases.csv").open(newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    assert [row["case"] for row in rows if row["label"] == "mean"] == [f"phantom_{n:05d}" for n in range(5)]

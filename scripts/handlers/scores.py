@@ -59,7 +59,7 @@ class SegmentationScores:
     def attach(self, evaluator: Engine) -> None:
         evaluator.add_event_handler(Events.STARTED, self.start)
         evaluator.add_event_handler(Events.ITERATION_COMPLETED, self.collect)
-        evaluator.add_event_handler(Events.COMPLETED, self.write)
+        evaluator.add_event_handler(Events.EPOCH_COMPLETED, self.write)
 
     def start(self, evaluator: Engine) -> None:
         self.scores, self.worst = [], []
@@ -119,7 +119,7 @@ class ClassificationScores:
     def attach(self, evaluator: Engine) -> None:
         evaluator.add_event_handler(Events.STARTED, self.start)
         evaluator.add_event_handler(Events.ITERATION_COMPLETED, self.collect)
-        evaluator.add_event_handler(Events.COMPLETED, self.write)
+        evaluator.add_event_handler(Events.EPOCH_COMPLETED, self.write)
 
     def start(self, evaluator: Engine) -> None:
         self.cases, self.worst = [], []
