@@ -49,7 +49,10 @@ def test_a_table_is_learned_and_every_case_evaluated_with_its_probabilities(tmp_
         shares = [float(row[f"probability {name}"]) for name in CLASSES]
         assert sum(shares) == pytest.approx(1, abs=1e-5)
         assert row["predicted"] == CLASSES[shares.index(max(shares))]
-    assert [row["class"] for row in read(tmp_path / "out/summary.csv")] == ["left", "right", "all"]
+    summary = read(tmp_path / "out/summary.csv")
+    assert [row["class"] for row in summary] == ["left", "right", "all"]
+    for key in ("auc", "accuracy"):  # ours and ignite's
+        assert float(summary[-1][key]) == pytest.approx(flow.evaluator.state.metrics[key], abs=1e-5)
     counts = [[int(n) for n in list(row.values())[1:]] for row in read(tmp_path / "out/confusion.csv")]
     assert [sum(row) for row in counts] == [2, 2]
     assert (tmp_path / "out/worst.png").is_file()
@@ -94,5 +97,5 @@ def test_the_way_a_helix_winds_is_learned(tmp_path):
     run(CONFIGS, small, "training", "training", **options(archive, tmp_path))
     run([*CONFIGS, "evaluate_classes.json"], small, "evaluation", part="test", **options(archive, tmp_path))
     summary = read(tmp_path / "out/summary.csv")[-1]
-    assert float(summary["auc"]) > 0.9
-    assert float(summary["accuracy"]) > 0.8
+    assert float(summary["auc"]) > 0.95
+    assert float(summary["accuracy"]) > 0.7  # the weights of the best AUC need not be the most accurate ones

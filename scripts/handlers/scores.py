@@ -100,8 +100,7 @@ class SegmentationScores:
 class ClassificationScores:
     """Score every case of an evaluation; write ``cases.csv``, ``summary.csv``, ``confusion.csv`` and ``worst.png``.
 
-    ``cases.csv`` has the probability of every class; the pictures show the cases whose true class got the least. The
-    engine's metrics ``auc`` (mean over the classes) and ``accuracy`` are set.
+    ``cases.csv`` has the probability of every class; the pictures show the cases whose true class got the least.
 
     Args:
         folder: where the files go.
@@ -147,10 +146,9 @@ class ClassificationScores:
         if not cases:
             raise ValueError("there is nothing to score: this part holds no case, pass another --part")
         worst = worst_rows(gather(self.worst), self.num_pictures)
-        summary = summarise_classes(cases, self.classes)
-        evaluator.state.metrics.update({key: summary[-1][key] for key in ("auc", "accuracy")})
         if idist.get_rank() > 0:
             return
+        summary = summarise_classes(cases, self.classes)
         matrix = confusion_matrix(cases, len(self.classes))
         columns = ["case", "class", "predicted", *(f"probability {name}" for name in self.classes)]
         rows = [

@@ -1,5 +1,6 @@
 """The config that is derived from a data set: what follows from spacing, size, channels, modality and labels."""
 
+import csv
 import json
 from pathlib import Path
 
@@ -196,7 +197,9 @@ def test_labels_without_a_background_or_a_name_are_refused(labels, tmp_path):
 
 @pytest.mark.parametrize("modalities", [("T1", "T2", "FLAIR"), ("CT",)], ids=["three channels", "CT"])
 def test_train_evaluate_and_infer_take_the_config(modalities, tmp_path):
+    """The volumes are smaller than the crop, and one of three labels is empty."""
     task = write_task(tmp_path / "task", modalities=modalities)
+    nib.save(nib.Nifti1Image(np.zeros((20, 24, 8), np.uint8), AFFINE), task / "labelsTr/case_1.nii.gz")
     fingerprint(task, tmp_path / "my.yaml")
     small = tmp_path / "small.json"
     small.write_text(json.dumps({"network_size": {"hidden_size": 24, "num_layers": 2, "num_heads": 2}}))
@@ -207,9 +210,13 @@ def test_train_evaluate_and_infer_take_the_config(modalities, tmp_path):
         run(files, str(small), kind, run_id, dataset_dir=str(folder), **weights, **options)
 
     start(["train.json"], "training", "training", task, max_epochs=1, num_workers=0)
-    start(["train.json", "evaluate.json"], "evaluation", "run", task)
+    start(["train.json", "evaluate.json"], "evaluation", "run", task, part="all")
     start(["inference.json"], "inference", "run", task / "imagesTr")
-    assert "oedema" in (tmp_path / "out/summary.csv").read_text()
+    with (tmp_path / "out/cases.csv").open(newline="") as stream:
+        rows = {(row["case"], row["label"]): row for row in csv.DictReader(stream)}
+    assert float(rows["case_0", "oedema"]["true_volume_ml"]) == pytest.approx((320 - 24) * 2.5 / 1000)
+    assert rows["case_1", "oedema"]["empty"] in ("both", "truth")
+    assert rows["case_1", "oedema"]["hd95_mm"] == ""
     mask = nib.load(tmp_path / "out/case_0_mask.nii.gz")
     assert mask.shape == (20, 24, 8)
     np.testing.assert_allclose(mask.affine, AFFINE)
