@@ -16,7 +16,7 @@ CONFIGS = ROOT / "configs"
 WORKFLOWS = ("train.json", "pretrain.yaml", "inference.json", "evaluate.json", "classify.json", "evaluate_classes.json")
 EVALUATION = {  # ids that an evaluation has beyond its training
     "part", "worst_pictures", "evaluated_cases", "preprocessing", "postprocessing", "inferer", "dataset", "sampler",
-    "dataloader", "handlers", "evaluator",
+    "dataloader", "handlers", "evaluator", "key_metric",
 }  # fmt: skip
 SCHEMA = json.loads((ROOT / "tests/metadata_schema.json").read_text())
 METADATA = json.loads((CONFIGS / "metadata.json").read_text())
