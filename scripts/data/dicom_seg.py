@@ -1,6 +1,8 @@
 """Masks as DICOM SEG: a NIfTI mask in the grid of a DICOM series becomes a segmentation that refers to its slices.
 
-    python -m scripts.data.dicom_seg --series DATA/series --mask OUT/series_mask.nii.gz --output OUT/series_seg.dcm
+After the folder inference, for every DICOM series among its images, beside the mask:
+
+    python -m scripts.data.dicom_seg --images DATA/images --masks OUT
 
 Needs requirements-dicom.txt.
 """
@@ -20,9 +22,12 @@ from highdicom.seg import Segmentation, SegmentationTypeValues, SegmentDescripti
 from highdicom.sr import CodedConcept
 from nibabel.orientations import io_orientation, ornt_transform
 from pydicom.sr.codedict import codes
+from tqdm import tqdm
 
 from scripts.data.datalists import GRID_TOLERANCE_MM
 from scripts.data.reading import Header, VolumeError, read_header, series_files
+from scripts.data.writing import whole_file
+from scripts.inference.inputs import find_cases
 from scripts.report.pictures import COLOURS
 
 METADATA = Path(__file__).parents[2] / "configs/metadata.json"
@@ -30,7 +35,7 @@ SERIES_NUMBER = 1000  # of the segmentation in its study, behind the scanner's
 
 
 def write_dicom_seg(series: str | Path, mask: str | Path, target: str | Path, metadata: dict[str, Any]) -> None:
-    """Write a mask as a binary DICOM SEG with a segment per class, to a temporary name that is renamed.
+    """Write a mask as a binary DICOM SEG with a segment per class.
 
     A class that the mask does not hold keeps its segment, without frames.
 
@@ -67,13 +72,8 @@ def write_dicom_seg(series: str | Path, mask: str | Path, target: str | Path, me
         software_versions=metadata["version"],
         device_serial_number=metadata["version"],
     )
-    target = Path(target)
-    temporary = target.with_name(f".{target.name}.tmp")
-    try:
+    with whole_file(target) as temporary:
         segmentation.save_as(temporary)
-        temporary.replace(target)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def on_grid(mask: str | Path, grid: Header) -> np.ndarray:
@@ -133,16 +133,38 @@ def _coded(value: str, scheme: str, meaning: str) -> CodedConcept:
     return CodedConcept(value=value, scheme_designator=scheme, meaning=meaning)
 
 
+def write_folder(images: Path, masks: Path, metadata: dict[str, Any]) -> list[Path]:
+    """Write a DICOM SEG beside the mask of every DICOM series that a folder inference took; see its arguments.
+
+    Returns:
+        The written files: a mask's name with the ending ``.dcm``.
+
+    Raises:
+        FileNotFoundError: there is no DICOM series among the images, or the mask of one is missing.
+        ValueError: see :func:`write_dicom_seg`.
+    """
+    found = [case for case in find_cases(images, masks) if Path(case["image"]).is_dir()]
+    if not found:
+        raise FileNotFoundError(f"{images} holds no DICOM series: only their masks become DICOM SEG")
+    written = []
+    for case in tqdm(found, desc="DICOM SEG", unit="series"):
+        mask = masks / case["mask"]
+        if not mask.is_file():
+            raise FileNotFoundError(f"there is no mask {mask} of the series {case['image']}: run inference.json first")
+        written.append(mask.with_name(mask.name.removesuffix(".nii.gz") + ".dcm"))
+        write_dicom_seg(case["image"], mask, written[-1], metadata)
+    return written
+
+
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description="Write a mask as DICOM SEG.")
-    parser.add_argument("--series", required=True, type=Path, help="folder of the DICOM series")
-    parser.add_argument("--mask", required=True, type=Path, help="NIfTI mask in the grid of the series")
-    parser.add_argument("--output", required=True, type=Path, help="file to write")
+    parser = argparse.ArgumentParser(description="Write the masks of DICOM series as DICOM SEG.")
+    parser.add_argument("--images", required=True, type=Path, help="dataset_dir of the inference")
+    parser.add_argument("--masks", required=True, type=Path, help="output_dir of the inference")
     parser.add_argument("--metadata", type=Path, default=METADATA, help="names and codes (default: the bundle's)")
     arguments = parser.parse_args(argv)
     metadata = json.loads(arguments.metadata.read_text(encoding="utf-8"))
-    write_dicom_seg(arguments.series, arguments.mask, arguments.output, metadata)
-    print(f"written to {arguments.output}")
+    for file in write_folder(arguments.images, arguments.masks, metadata):
+        print(f"written to {file}")
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage, generate_uid
 from scipy.spatial import cKDTree
 
-from scripts.data.dicom_seg import main, write_dicom_seg
+from scripts.data.dicom_seg import main, write_dicom_seg, write_folder
 from scripts.data.phantoms import Study, make_study
 from scripts.data.reading import VolumeError
 from tests.conftest import ROOT
@@ -103,10 +103,14 @@ def test_every_voxel_of_a_segment_lies_where_the_mask_has_it(study: Study, axes:
 
 
 def test_segments_bear_the_names_and_codes_of_the_metadata(study: Study, tmp_path: Path) -> None:
-    series = write_series(tmp_path / "series", study)
-    mask = write_mask(tmp_path / "mask.nii.gz", study.label, study.affine)
-    main(["--series", str(series), "--mask", str(mask), "--output", str(tmp_path / "seg.dcm")])
-    dataset = pydicom.dcmread(tmp_path / "seg.dcm")
+    (tmp_path / "images/ward").mkdir(parents=True)
+    (tmp_path / "masks/ward").mkdir(parents=True)
+    series = write_series(tmp_path / "images/ward/series", study)
+    write_mask(tmp_path / "images/other.nii.gz", study.label, study.affine)
+    write_mask(tmp_path / "masks/ward/series_mask.nii.gz", study.label, study.affine)
+    main(["--images", str(tmp_path / "images"), "--masks", str(tmp_path / "masks")])
+    assert [file.name for file in (tmp_path / "masks").rglob("*.dcm")] == ["series_mask.dcm"]
+    dataset = pydicom.dcmread(tmp_path / "masks/ward/series_mask.dcm")
     assert [segment.SegmentLabel for segment in dataset.SegmentSequence] == ["anterior", "posterior"]
     for segment, modifier in zip(dataset.SegmentSequence, ("Anterior", "Posterior"), strict=True):
         kind = segment.SegmentedPropertyTypeCodeSequence[0]
@@ -129,6 +133,16 @@ def test_a_class_without_codes_is_tissue_and_an_absent_one_keeps_its_segment(stu
     assert kinds == ["Tissue", "Tissue"]
     frames = dataset.PerFrameFunctionalGroupsSequence
     assert {frame.SegmentIdentificationSequence[0].ReferencedSegmentNumber for frame in frames} == {2}
+
+
+def test_a_series_without_a_mask_and_a_folder_without_series_are_refused(study: Study, tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    write_mask(tmp_path / "images/other.nii.gz", study.label, study.affine)
+    with pytest.raises(FileNotFoundError, match="images holds no DICOM series"):
+        write_folder(tmp_path / "images", tmp_path / "masks", METADATA)
+    write_series(tmp_path / "images/series", study)
+    with pytest.raises(FileNotFoundError, match=r"no mask .*series_mask.nii.gz .*: run inference.json first"):
+        write_folder(tmp_path / "images", tmp_path / "masks", METADATA)
 
 
 def test_an_empty_mask_is_written(study: Study, tmp_path: Path) -> None:

@@ -3,9 +3,11 @@
 import json
 from pathlib import Path
 
+import nibabel as nib
+import numpy as np
 import pytest
 import torch
-from monai.bundle import ConfigParser, ckpt_export, onnx_export
+from monai.bundle import ConfigParser, ConfigWorkflow, ckpt_export, onnx_export
 from monai.data import load_net_with_metadata
 from torch import nn
 
@@ -64,6 +66,26 @@ def test_the_onnx_file_names_its_tensors_and_refuses_another_size(folder: Path) 
     assert [output.name for output in exported.session.get_outputs()] == ["pred"]
     with pytest.raises(ValueError, match=r"size \[1, 24, 16, 16\], .* takes \[1, 16, 16, 16\]: give the roi_size"):
         exported(torch.rand(1, 1, 24, 16, 16))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["model.ts", "model.onnx"])
+def test_the_folder_inference_gives_the_same_masks_on_an_exported_file(
+    name: str, folder: Path, task: Path, small_overlay: str, tmp_path: Path
+) -> None:
+    masks = {}
+    for weights, overlay in (("model.pt", []), (name, [str(CONFIGS / "exported.json")])):
+        workflow = ConfigWorkflow(
+            config_file=[str(CONFIGS / "inference.json"), small_overlay, *overlay],
+            meta_file=FILES["meta_file"], workflow_type="inference", bundle_root=str(ROOT), precision="float32",
+            dataset_dir=str(task / "imagesTs"), output_dir=str(tmp_path / weights), weights_file=str(folder / weights),
+        )  # fmt: skip
+        workflow.initialize()
+        workflow.run()
+        files = sorted((tmp_path / weights).glob("*_mask.nii.gz"))
+        masks[weights] = [np.asanyarray(nib.load(file).dataobj) for file in files]
+    for expected, mask in zip(masks["model.pt"], masks[name], strict=True):
+        assert (mask == expected).mean() > 0.9999
 
 
 @pytest.mark.parametrize("name", ["model.ts", "model.onnx"])
