@@ -18,7 +18,12 @@ from scripts.release import write_bundle
 from tests.conftest import ROOT
 
 VERSION = json.loads((ROOT / "configs/metadata.json").read_text())["version"]
-MODULES = {"pytorch-ignite": "ignite", "pyyaml": "yaml", "itk-io": "itk", "pillow": "PIL"}  # imported under another name
+MODULES = {
+    "pytorch-ignite": "ignite",
+    "pyyaml": "yaml",
+    "itk-io": "itk",
+    "pillow": "PIL",
+}  # imported under another name
 OPTIONAL = {  # modules that only these need
     "scripts/data/dicom_seg.py": "requirements-dicom.txt",
     "scripts/networks/exported.py": "requirements-export.txt",
