@@ -116,6 +116,8 @@ def _names_volume(path: Path) -> bool:
 
 def _json_entries(content: Any) -> list[list[str]]:
     """A list of paths, of lists of paths, or of objects with ``image``; each as a list of paths."""
+    if not isinstance(content, list):
+        raise ValueError(f"it holds a {type(content).__name__}, not a list")
     entries = []
     for item in content:
         image = item["image"] if isinstance(item, dict) else item
