@@ -4,9 +4,9 @@ BIN := .venv/bin
 RUN := $(BIN)/python -W ignore -m monai.bundle run
 DEMO := demo
 
-.PHONY: demo test test-slow lint clean
+.PHONY: bundle demo notebook test test-slow lint clean
 
-.venv/installed: requirements.txt requirements-dev.txt constraints.txt
+.venv/installed: requirements.txt requirements-export.txt requirements-dicom.txt requirements-dev.txt constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet -r requirements-dev.txt -c constraints.txt
 	touch $@
@@ -35,6 +35,12 @@ test-slow: .venv/installed
 lint: .venv/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
+
+bundle:
+	$(PYTHON) -m scripts.release
+
+notebook: .venv/installed  # runs docs/quickstart.ipynb and stores what it shows
+	$(BIN)/jupyter execute --inplace --NotebookClient.record_timing=False docs/quickstart.ipynb
 
 clean:
 	rm -rf .venv $(DEMO) runs

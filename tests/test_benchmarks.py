@@ -5,7 +5,8 @@ import json
 import pytest
 import torch
 
-from benchmarks import attention, pretrain_step, scaling
+from benchmarks import attention, export, pretrain_step, scaling
+from scripts.networks import SegmentationNetwork
 from scripts.networks.weights import convert_published
 
 STEPS = ["published-float32", "vit-bf16", "none-float32", "none-bf16", "full+sequence-bf16"]
@@ -98,6 +99,17 @@ def test_estimates_grow_with_the_number_of_scores() -> None:
     case = attention.Case("grid", (8, 8, 8), "bf16", False, "cpu")
     before = {"scores_per_head": 1000, "peak_memory_mib": 10.0, "seconds_training": 0.5}
     assert attention.estimate(case, 4000, before) == (40.0, 2.0)
+
+
+def test_exports_are_timed_and_compared_with_the_network_in_each_precision() -> None:
+    network = SegmentationNetwork(16, 4, size={"hidden_size": 24, "num_layers": 1, "num_heads": 2}).eval()
+    networks = {"PyTorch": network, "TorchScript": torch.jit.script(network), "ONNX": network}
+    rows = export.measure(networks, batch=2, rounds=1, device="cpu")
+    differences = {row["network"]: row["largest_difference"] for row in rows}
+    assert set(differences) == {f"{name}, float32" for name in networks} | {"PyTorch, bf16", "TorchScript, bf16"}
+    assert differences["PyTorch, float32"] == 0
+    assert differences["TorchScript, float32"] < 1e-4 < differences["PyTorch, bf16"]
+    assert all(row["seconds"] > 0 and row["to_pytorch"] > 0 for row in rows)
 
 
 # Scaling
