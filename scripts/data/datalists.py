@@ -53,14 +53,20 @@ def _refuse_missing(folder: Path, cases: Sequence[Case]) -> None:
         raise FileNotFoundError(f"{folder / 'dataset.json'} lists files that are missing: {', '.join(missing)}")
 
 
-def labelled_cases(dataset_dir: str | Path) -> list[Case]:
+def labelled_cases(dataset_dir: str | Path, num_classes: int | None = None) -> list[Case]:
     """The labelled cases of an MSD task: ``{"image": path, "label": path}``, in the order of ``dataset.json``.
+
+    Args:
+        dataset_dir: the task.
+        num_classes: of the network; None: the task's label names are not looked at.
 
     Raises:
         FileNotFoundError: the folder, its ``dataset.json``, an image or a label is missing; all are named.
-        ValueError: the task lists no labelled case, or a case without a label.
+        ValueError: the task lists no labelled case, or a case without a label, or see :func:`check_label_names`.
     """
     folder = _existing_folder(dataset_dir)
+    if num_classes is not None:
+        check_label_names(folder, num_classes)
     entries = _task_entries(folder)
     unlabelled = [
         str(entry)
