@@ -53,20 +53,14 @@ def _refuse_missing(folder: Path, cases: Sequence[Case]) -> None:
         raise FileNotFoundError(f"{folder / 'dataset.json'} lists files that are missing: {', '.join(missing)}")
 
 
-def labelled_cases(dataset_dir: str | Path, num_classes: int | None = None) -> list[Case]:
+def labelled_cases(dataset_dir: str | Path) -> list[Case]:
     """The labelled cases of an MSD task: ``{"image": path, "label": path}``, in the order of ``dataset.json``.
-
-    Args:
-        dataset_dir: the task.
-        num_classes: of the network; None: the task's label names are not looked at.
 
     Raises:
         FileNotFoundError: the folder, its ``dataset.json``, an image or a label is missing; all are named.
-        ValueError: the task lists no labelled case, or a case without a label, or see :func:`check_label_names`.
+        ValueError: the task lists no labelled case, or a case without a label.
     """
     folder = _existing_folder(dataset_dir)
-    if num_classes is not None:
-        check_label_names(folder, num_classes)
     entries = _task_entries(folder)
     unlabelled = [
         str(entry)
@@ -171,6 +165,32 @@ def label_subset(cases: Sequence[Case], label_ratio: float, seed: int) -> list[C
     order = list(range(len(cases)))
     random.Random(seed).shuffle(order)
     return [cases[i] for i in sorted(order[: max(round(len(cases) * label_ratio), 1)])]
+
+
+def labelled_part(
+    dataset_dir: str | Path,
+    num_classes: int,
+    validation_share: float,
+    seed: int,
+    part: str,
+    label_ratio: float = 1.0,
+) -> list[Case]:
+    """The labelled cases of an MSD task that a run works on.
+
+    Args:
+        dataset_dir: the task.
+        num_classes: of the network.
+        validation_share: share held out; see :func:`split_cases`.
+        seed: draws the split, and the subset.
+        part: ``training``, ``validation`` or ``all``.
+        label_ratio: share of the part that is used; see :func:`label_subset`.
+
+    Raises:
+        FileNotFoundError: see :func:`labelled_cases`.
+        ValueError: see these functions and :func:`check_label_names`.
+    """
+    check_label_names(dataset_dir, num_classes)
+    return label_subset(split_cases(labelled_cases(dataset_dir), validation_share, seed, part), label_ratio, seed)
 
 
 def check_label_names(dataset_dir: str | Path, num_classes: int) -> None:
