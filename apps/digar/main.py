@@ -13,7 +13,7 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 from fastapi import HTTPException
-from monai.transforms import AsDiscreted, Invertd, SaveImaged
+from monai.transforms import Activationsd
 from monailabel.datastore.dicom import DICOMWebDatastore
 from monailabel.interfaces.app import MONAILabelApp
 from monailabel.interfaces.datastore import Datastore, DefaultLabelTag
@@ -42,14 +42,22 @@ class DigarApp(MONAILabelApp):
         app_dir: this folder.
         studies: folder of images, or the address of a DICOMweb store.
         conf: ``--conf`` of the command line; nothing in it is used.
+
+    Raises:
+        FileNotFoundError: the bundle has no weights.
     """
 
     def __init__(self, app_dir: str, studies: str, conf: dict[str, str]) -> None:
-        self.bundle = str(Path(app_dir).resolve().parents[1])
+        bundle = Path(app_dir).resolve().parents[1]
+        if not (bundle / "models" / "model.pt").is_file():
+            raise FileNotFoundError(
+                f"{bundle}/models/model.pt is missing: put weights there (models/former/ holds older ones)"
+            )
+        self.bundle = str(bundle)
         super().__init__(app_dir, studies, conf, name="DiGAR", description="Dilated-gated attention, fine-tuned")
 
     def init_infers(self) -> dict[str, BundleInferTask]:
-        return {NAME: BundleInferTask(self.bundle, self.conf, type=InferType.SEGMENTATION)}
+        return {NAME: BundleInferTask(self.bundle, self.conf, type=InferType.SEGMENTATION, load_strict=True)}
 
     def init_trainers(self) -> dict[str, BundleTrainTask]:
         return {NAME: Retraining(self.bundle, self.conf)}
@@ -58,17 +66,8 @@ class DigarApp(MONAILabelApp):
         return {"epistemic": Epistemic(), "random": Random(), "first": First()}
 
     def init_scoring_methods(self) -> dict[str, EpistemicScoring]:
-        soft_prediction = BundleInferTask(
-            self.bundle,
-            self.conf,
-            type=InferType.SEGMENTATION,
-            dropout=DROPOUT,
-            train_mode=True,
-            post_filter=[Invertd, AsDiscreted, SaveImaged],
-            add_post_restore=False,
-            skip_writer=True,
-        )
-        return {"epistemic": Uncertainty(soft_prediction)}
+        options = {"type": InferType.SEGMENTATION, "dropout": DROPOUT, "train_mode": True, "skip_writer": True}
+        return {"epistemic": Uncertainty(SoftPrediction(self.bundle, self.conf, **options))}
 
     def on_save_label(self, image_id: str, label_id: str) -> None:
         """Give the saved label the network's values, whatever the order of the segments that it was drawn with.
@@ -121,6 +120,11 @@ def reorder_label(path: Path, drawn: list[str], labels: dict[str, int]) -> None:
 class Retraining(BundleTrainTask):
     """Training that goes on from the present weights, at a rate for few cases; it fails with its cause in a line."""
 
+    def _load_checkpoint(self, model_pytorch: str, pretrained: bool, train_handlers: list[dict]) -> None:
+        """Load the present weights at the start, unless the training shall begin anew, where MONAI Label fails."""
+        if pretrained:
+            super()._load_checkpoint(model_pytorch, pretrained, train_handlers)
+
     def _update_overrides(self, overrides: dict[str, Any]) -> dict[str, Any]:
         if any(handler.get("_target_") == "CheckpointLoader" for handler in overrides["train#handlers"]):
             overrides["learning_rate"] = RETRAINING_RATE
@@ -134,6 +138,13 @@ class Retraining(BundleTrainTask):
             while cause.__cause__ is not None:
                 cause = cause.__cause__
             raise RuntimeError(str(cause)) from None
+
+
+class SoftPrediction(BundleInferTask):
+    """Inference that ends with the probabilities of all classes, in the network's grid."""
+
+    def post_transforms(self, data: dict[str, Any] | None = None) -> list[Activationsd]:
+        return [Activationsd(keys=self.key_pred, softmax=True)]
 
 
 class Uncertainty(EpistemicScoring):

@@ -240,8 +240,10 @@ def check_cases(cases: Sequence[Case], num_classes: int) -> None:
     """Check every labelled case before a run; see :func:`check_case`.
 
     Raises:
-        ValueError: names every case that does not fit, and why.
+        ValueError: there is no case; or it names every case that does not fit, and why.
     """
+    if not cases:
+        raise ValueError("there is no labelled case to work on: label one first")
     with ThreadPool() as pool:
         results = pool.imap(lambda case: check_case(case, num_classes), cases)
         problems = [p for p in tqdm(results, total=len(cases), desc="checking labels", leave=False) if p]
