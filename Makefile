@@ -25,7 +25,7 @@ demo: .venv/installed
 	$(RUN) --config_file "['configs/inference.json','configs/demo.json']" --dataset_dir $(DEMO)/task/imagesTs \
 		--output_dir $(DEMO)/masks --weights_file $(DEMO)/model.pt
 	$(BIN)/python -m scripts.report.compare --masks $(DEMO)/masks --labels $(DEMO)/task/labelsTs \
-		--images $(DEMO)/task/imagesTs --picture $(DEMO)/pictures.png
+		--images $(DEMO)/task/imagesTs --output $(DEMO)/scores
 
 test: .venv/installed
 	$(BIN)/python -m pytest -q

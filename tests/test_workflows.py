@@ -1,5 +1,6 @@
 """The workflows as users start them: each config with the small overlay, on phantom studies."""
 
+import csv
 import os
 import shutil
 import subprocess
@@ -17,6 +18,7 @@ from monai.engines import IterationEvents
 from PIL import Image
 
 from scripts.data.datalists import labelled_cases
+from scripts.data.phantoms import LABELS
 from tests.conftest import ROOT
 
 META, LOGGING = str(ROOT / "configs/metadata.json"), str(ROOT / "configs/logging.conf")
@@ -78,7 +80,9 @@ def pretrained(task: Path, small_overlay: str, tmp_path_factory: pytest.TempPath
 
 
 @pytest.mark.parametrize("kind", ["training", "evaluation", "inference"])
-def test_all_required_properties_are_there(kind: str, task: Path, small_overlay: str, trained: Path) -> None:
+def test_all_required_properties_are_there(
+    kind: str, task: Path, small_overlay: str, trained: Path, tmp_path: Path
+) -> None:
     names = {
         "training": ["train.json"],
         "evaluation": ["train.json", "evaluate.json"],
@@ -91,7 +95,7 @@ def test_all_required_properties_are_there(kind: str, task: Path, small_overlay:
         kind,
         dataset_dir=str(folder),
         weights_file=str(trained / "model.pt"),
-        output_dir=str(trained),
+        output_dir=str(tmp_path),  # beginning a training moves what stands there
     )
     flow.initialize()
     assert flow.check_properties() == []
@@ -238,15 +242,19 @@ def test_pretraining_with_published_slabs_runs(task: Path, small_overlay: str, t
     assert (tmp_path / "pretrained.pt").is_file()
 
 
-def test_evaluation_writes_dice_of_every_validation_case(
+def test_evaluation_writes_scores_by_name_and_the_worst_cases(
     task: Path, small_overlay: str, trained: Path, tmp_path: Path
 ) -> None:
     options = {"dataset_dir": str(task), "weights_file": str(trained / "model.pt"), "output_dir": str(tmp_path)}
-    run(["train.json", "evaluate.json"], small_overlay, "evaluation", part="all", **options)
-    rows = (tmp_path / "mean_dice_raw.csv").read_text().splitlines()
-    assert rows[0] == "filename,class0,class1,class2,class3,class4,class5,mean"
-    assert len(rows) == 1 + 5
-    assert (tmp_path / "pictures/evaluation.png").is_file()
+    flow = run(["train.json", "evaluate.json"], small_overlay, "evaluation", part="all", **options)
+    with (tmp_path / "cases.csv").open(newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    assert len({row["case"] for row in rows}) == 5
+    assert [row["label"] for row in rows[:7]] == [*list(LABELS)[1:], "mean"]
+    dice = [float(row["dice"]) for row in rows if row["label"] == "mean"]
+    assert flow.evaluator.state.metrics["mean_dice"] == pytest.approx(np.mean(dice), abs=1e-5)
+    assert (tmp_path / "summary.csv").is_file()
+    assert (tmp_path / "worst.png").is_file()
 
 
 def test_inference_writes_masks_in_the_grid_of_each_image(
@@ -328,3 +336,20 @@ def test_two_processes_train_on_one_machine(config: str, task: Path, small_overl
     assert not (tmp_path / "former").exists()
     weights = torch.load(tmp_path / "model.pt", weights_only=True)
     assert not any(name.startswith("module.") for name in weights)
+
+
+@pytest.mark.slow
+def test_two_processes_evaluate_into_one_table(task: Path, small_overlay: str, trained: Path, tmp_path: Path) -> None:
+    command = [
+        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2",
+        "-m", "monai.bundle", "run", "--config_file",
+        f"['configs/train.json','configs/evaluate.json','configs/multi_gpu_train.json','{small_overlay}']",
+        "--dataset_dir", str(task), "--output_dir", str(tmp_path), "--weights_file", str(trained / "model.pt"),
+        "--part", "all",
+    ]  # fmt: skip
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr[-3000:]
+    with (tmp_path / "cases.csv").open(newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    assert [row["case"] for row in rows if row["label"] == "mean"] == [f"phantom_{n:05d}" for n in range(5)]

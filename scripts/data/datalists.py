@@ -25,7 +25,14 @@ def _existing_folder(folder: str | Path) -> Path:
     return path
 
 
-def _read_task(folder: Path) -> dict:
+def read_task(dataset_dir: str | Path) -> dict:
+    """The content of an MSD task's ``dataset.json``.
+
+    Raises:
+        FileNotFoundError: there is no such folder, or no ``dataset.json`` in it.
+        ValueError: the file is not JSON, or holds no object.
+    """
+    folder = _existing_folder(dataset_dir)
     file = folder / "dataset.json"
     if not file.is_file():
         raise FileNotFoundError(
@@ -41,7 +48,7 @@ def _read_task(folder: Path) -> dict:
 
 
 def _task_entries(folder: Path) -> list:
-    entries = _read_task(folder).get("training", [])
+    entries = read_task(folder).get("training", [])
     if not entries:
         raise ValueError(f"{folder / 'dataset.json'} lists no case under 'training': there is nothing to learn from")
     return entries
@@ -107,6 +114,11 @@ def image_files(dataset_dir: str | Path) -> list[Path]:
     return files
 
 
+def case_name(path: str | Path) -> str:
+    """The file's name without its ending: ``a/b.nii.gz`` is case ``b``."""
+    return Path(path).name.removesuffix(".gz").removesuffix(".nii")
+
+
 def inference_cases(dataset_dir: str | Path) -> list[Case]:
     """The images of a folder as ``{"image": path}``; see :func:`image_files`.
 
@@ -117,7 +129,7 @@ def inference_cases(dataset_dir: str | Path) -> list[Case]:
     files = image_files(dataset_dir)
     stems: dict[Path, Path] = {}
     for file in files:
-        stem = file.with_name(file.name.removesuffix(".gz").removesuffix(".nii"))
+        stem = file.with_name(case_name(file))
         if stem in stems:
             raise ValueError(f"{stems[stem]} and {file} would write the same mask: rename one of them")
         stems[stem] = file
@@ -200,12 +212,23 @@ def check_label_names(dataset_dir: str | Path, num_classes: int) -> None:
         ValueError: names both numbers.
     """
     folder = _existing_folder(dataset_dir)
-    names = _read_task(folder).get("labels", {})
+    names = read_task(folder).get("labels", {})
     if names and len(names) != num_classes:
         raise ValueError(
             f"{folder / 'dataset.json'} names {len(names)} labels ({', '.join(map(str, names.values()))}), "
             f"num_classes is {num_classes}: pass --num_classes {len(names)}"
         )
+
+
+def label_names(dataset_dir: str | Path, num_classes: int) -> list[str]:
+    """The names of the labels 1, 2, ... of an MSD task; ``label 1``, ... where ``dataset.json`` has none.
+
+    Raises:
+        ValueError: see :func:`check_label_names`.
+    """
+    check_label_names(dataset_dir, num_classes)
+    names = read_task(dataset_dir).get("labels", {})
+    return [str(names.get(str(value), f"label {value}")) for value in range(1, num_classes)]
 
 
 def check_case(case: Case, num_classes: int) -> str | None:
