@@ -8,6 +8,7 @@ import torch.distributed as dist
 from ignite.metrics import Loss
 from torch import Tensor, nn
 
+from scripts.losses.squared_error import PatchError
 from scripts.networks.patches import to_patches
 
 
@@ -23,7 +24,7 @@ def next_patch_target(image: Tensor, patch_size: Sequence[int], norm_pixel: bool
     if not norm_pixel:
         return patches
     variance, mean = torch.var_mean(patches, dim=-1, keepdim=True)
-    return (patches - mean) / (variance + 1e-6).sqrt()
+    return (patches - mean).mul_((variance + 1e-6).rsqrt())
 
 
 def count_predicted(num_patches: int, prefix: Tensor) -> Tensor:
@@ -72,7 +73,7 @@ class NextPatchLoss(nn.Module):
         image, prefix = target
         pixels = next_patch_target(image, self.patch_size, self.norm_pixel)
         num_patches = pixels.shape[1]
-        error = (prediction[:, :num_patches].float() - pixels).square().mean(dim=-1)  # (B, N)
+        error = PatchError.apply(prediction, pixels)  # (B, N)
         predicted = torch.arange(num_patches, device=prefix.device) >= prefix[:, None]  # (B, N)
         return (error * predicted).sum(), count_predicted(num_patches, prefix).to(error.dtype)
 
