@@ -24,11 +24,12 @@ def attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None) -> Te
     Returns:
         ``(B, heads, Q, d)``.
     """
-    if not torch.jit.is_scripting():
-        if query.is_cpu and query.dtype == torch.bfloat16 and not torch.jit.is_tracing():
-            few = query.shape[0] * query.shape[1] * query.shape[2] * key.shape[2] <= FEW_SCORES
-            return attend_at_once(query, key, value, bias) if few else attend_in_pieces(query, key, value, bias)
-    return F.scaled_dot_product_attention(query, key, value, attn_mask=bias)
+    if torch.jit.is_scripting() or torch.jit.is_tracing() or not (query.is_cpu and query.dtype == torch.bfloat16):
+        result = F.scaled_dot_product_attention(query, key, value, attn_mask=bias)
+    else:  # TorchScript leaves this out
+        few = query.shape[0] * query.shape[1] * query.shape[2] * key.shape[2] <= FEW_SCORES
+        result = attend_at_once(query, key, value, bias) if few else attend_in_pieces(query, key, value, bias)
+    return result
 
 
 def attend_at_once(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None) -> Tensor:
