@@ -10,7 +10,7 @@ from ignite.engine import Engine, Events
 from monai.data.utils import affine_to_spacing
 
 from scripts.networks.patches import from_patches, to_patches
-from scripts.report.pictures import picture_page
+from scripts.report.pictures import intensity_window, picture_page
 
 
 class ValidationPictures:
@@ -58,7 +58,7 @@ class ValidationPictures:
 
 
 class PredictionPictures:
-    """Write a PNG page of one pretraining sample: the image, its prefix, and the prefix followed by the predictions.
+    """Write a PNG page of one pretraining sample: image, prefix, the prefix followed by the predictions, the error.
 
     Each predicted patch is drawn with its own true mean and deviation, which normalised targets do not tell.
 
@@ -92,14 +92,21 @@ class PredictionPictures:
             variance, mean = torch.var_mean(patches, dim=-1, keepdim=True)
             predicted = predicted * (variance + 1e-6).sqrt() + mean
         given = (torch.arange(num_patches) < length)[None, :, None]  # patches 1..P
+        nothing = torch.zeros_like(patches)
         rows = [
             ("image", patches),
-            (f"prefix: {length} of {num_patches} patches", torch.where(given, patches, torch.zeros_like(patches))),
+            (f"prefix: {length} of {num_patches} patches", torch.where(given, patches, nothing)),
             ("prefix, then each next patch as predicted", torch.where(given, patches, predicted)),
+            ("error of the predicted patches (white: the image's range)", (predicted - patches).abs() * ~given),
         ]
         volumes = [(name, from_patches(p, image.shape[2:], self.patch_size)[0, 0].numpy()) for name, p in rows]
+        low, high = intensity_window(volumes[0][1])
+        windows = [(low, high)] * 3 + [(0.0, high - low)]
         picture_page(
             self.folder / f"prediction_epoch_{self.trainer.state.epoch:04d}.png",
-            [{"title": name, "image": volume, "masks": [np.zeros(volume.shape)]} for name, volume in volumes],
+            [
+                {"title": name, "image": volume, "masks": [np.zeros(volume.shape)], "window": window}
+                for (name, volume), window in zip(volumes, windows, strict=True)
+            ],
             f"epoch {self.trainer.state.epoch}",
         )
