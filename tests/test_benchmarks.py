@@ -1,12 +1,14 @@
 """The benchmarks run, measure something in every row, and compare like with like."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
 
-from benchmarks import attention, pretrain_step
+from benchmarks import attention, finetune, pretrain_step
 from scripts.networks.weights import convert_published
+from tests import conftest
 
 STEPS = ["published-float32", "vit-bf16", "none-float32", "none-bf16", "full+sequence-bf16"]
 SMALL = pretrain_step.Setting(size="tiny", image=32, patch=8, batch=2, device="cpu")
@@ -98,3 +100,42 @@ def test_estimates_grow_with_the_number_of_scores() -> None:
     case = attention.Case("grid", (8, 8, 8), "bf16", False, "cpu")
     before = {"scores_per_head": 1000, "peak_memory_mib": 10.0, "seconds_training": 0.5}
     assert attention.estimate(case, 4000, before) == (40.0, 2.0)
+
+
+@pytest.fixture(scope="module")
+def comparison(task, tmp_path_factory) -> Path:
+    """Two arms trained for a few steps on phantoms: the folder of the comparison."""
+    output = tmp_path_factory.mktemp("comparison")
+    open_ids = ("num_classes", "spacing", "roi_size", "network_size", "batch_size")  # the arms set the others
+    small = {name: conftest.SMALL[name] for name in open_ids}
+    options = ["--dataset", str(task), "--output", str(output), "--ids", json.dumps(small)]
+    finetune.main(["measure", "none", "DynUNet", *options, "--rounds", "1"])
+    (output / "steps.json").write_text(json.dumps({"none": 15, "DynUNet": 30}))  # 4 and 2 steps in a minute
+    for _ in range(2):
+        finetune.main(["train", "none", "DynUNet", *options, "--minutes", "1", "--seeds", "3"])
+    return output
+
+
+def test_a_slower_network_gets_fewer_steps_and_a_finished_run_is_not_repeated(comparison) -> None:
+    rows = [(row["arm"], row["seed"], row["steps"]) for row in finetune.read_rows(comparison)]
+    assert rows == [("none", 3, 4), ("DynUNet", 3, 2)]
+    assert all(0 <= row["worst"] <= row["dice"] <= 1 for row in finetune.read_rows(comparison))
+
+
+def test_the_table_lists_the_arms_that_were_not_run(comparison, capsys) -> None:
+    finetune.main(["table", "--output", str(comparison)])
+    lines = {line.split("|")[1].strip(): line for line in capsys.readouterr().out.splitlines() if line.startswith("|")}
+    assert set(finetune.ARMS) <= set(lines)
+    assert [name for name in finetune.ARMS if "not run" not in lines[name]] == ["none", "DynUNet"]
+
+
+def test_without_the_transformer_the_light_head_computes_what_it_does_on_silent_tokens() -> None:
+    network = finetune.WithoutTransformer(4, 1, 3, 4)
+    image = torch.randn(1, 1, 8, 8, 8)
+    expected = network.head([torch.zeros(1, 1, 2, 2, 2)], network.head.stem(image))
+    assert torch.equal(network(image), expected)
+
+
+def test_a_padded_network_gives_logits_on_the_images_own_grid() -> None:
+    image = torch.randn(1, 1, 5, 8, 3)
+    assert torch.equal(finetune.Padded(torch.nn.Identity(), 4)(image), image)
