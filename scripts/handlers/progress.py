@@ -2,6 +2,7 @@
 
 import ignite.distributed as idist
 from ignite.engine import Engine, Events
+from monai.handlers import from_engine
 from tqdm import tqdm
 
 
@@ -35,7 +36,7 @@ class TrainingProgress:
         state = trainer.state
         self.bar.set_description_str(f"epoch {state.epoch}/{state.max_epochs}", refresh=False)
         rate = self.bar.format_dict["rate"]
-        shown = {"loss": f"{float(state.output['loss']):.4g}"}
+        shown = {"loss": f"{from_engine(['loss'], first=True)(state.output):.4g}"}
         if rate:
             shown["crops_per_s"] = f"{rate * self.crops_per_step:.3g}"
         self.bar.set_postfix(shown, refresh=False)

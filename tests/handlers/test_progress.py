@@ -28,7 +28,7 @@ def bars(monkeypatch):
 
 
 def trainer() -> Engine:
-    return Engine(lambda engine, batch: {"loss": 0.125})
+    return Engine(lambda engine, batch: [{"loss": 0.125}, {"loss": 0.125}])
 
 
 def test_one_bar_counts_the_steps_of_all_epochs(bars):
