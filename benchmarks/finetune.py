@@ -190,13 +190,14 @@ def train(name: str, dataset: str, output: Path, minutes: float, seed: int, ids:
     if ARMS[name].get("pretrained"):
         ids = {**ids, "pretrained": PRETRAINED.format(output=output, name=ARMS[name]["pretrained"])}
     # another seed also draws other cases where only a share of the labels is used
-    ids = {**ids, "seed": seed, "training_cases#seed": seed, "resume": (folder / "state.pt").is_file()}
+    ids = {**ids, "seed": seed, "training_cases#seed": seed, "resume": "auto"}
     epochs = f"$max(round({minutes * 60 / seconds} / len(@train#dataloader)), 1)"
-    flow = workflow(name, dataset, folder, {**ids, "max_epochs": epochs, "val_interval": "@max_epochs"})
+    flow = workflow(name, dataset, folder, {**ids, "max_epochs": epochs, "val_interval": "$@max_epochs + 1"})
     start = time.perf_counter()
     flow.run()
     wall = time.perf_counter() - start
     evaluator = flow.parser.get_parsed_content("validate#evaluator")
+    evaluator.run()  # the last weights
     network = flow.parser.get_parsed_content("network_def")
     cases = evaluator.state.metric_details["val_mean_dice"].nanmean(dim=1)
     row = {

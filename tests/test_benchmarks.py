@@ -109,16 +109,16 @@ def comparison(task, tmp_path_factory) -> Path:
     open_ids = ("num_classes", "spacing", "roi_size", "network_size", "batch_size")  # the arms set the others
     small = {name: conftest.SMALL[name] for name in open_ids}
     options = ["--dataset", str(task), "--output", str(output), "--ids", json.dumps(small)]
-    finetune.main(["measure", "none", "DynUNet", *options, "--rounds", "1"])
-    (output / "steps.json").write_text(json.dumps({"none": 15, "DynUNet": 30}))  # 4 and 2 steps in a minute
+    finetune.main(["measure", "none", "no transformer", *options, "--rounds", "1"])
+    (output / "steps.json").write_text(json.dumps({"none": 15, "no transformer": 30}))  # 4 and 2 steps in a minute
     for _ in range(2):
-        finetune.main(["train", "none", "DynUNet", *options, "--minutes", "1", "--seeds", "3"])
+        finetune.main(["train", "none", "no transformer", *options, "--minutes", "1", "--seeds", "3"])
     return output
 
 
 def test_a_slower_network_gets_fewer_steps_and_a_finished_run_is_not_repeated(comparison) -> None:
     rows = [(row["arm"], row["seed"], row["steps"]) for row in finetune.read_rows(comparison)]
-    assert rows == [("none", 3, 4), ("DynUNet", 3, 2)]
+    assert rows == [("none", 3, 4), ("no transformer", 3, 2)]
     assert all(0 <= row["worst"] <= row["dice"] <= 1 for row in finetune.read_rows(comparison))
 
 
@@ -126,7 +126,7 @@ def test_the_table_lists_the_arms_that_were_not_run(comparison, capsys) -> None:
     finetune.main(["table", "--output", str(comparison)])
     lines = {line.split("|")[1].strip(): line for line in capsys.readouterr().out.splitlines() if line.startswith("|")}
     assert set(finetune.ARMS) <= set(lines)
-    assert [name for name in finetune.ARMS if "not run" not in lines[name]] == ["none", "DynUNet"]
+    assert [name for name in finetune.ARMS if "not run" not in lines[name]] == ["none", "no transformer"]
 
 
 def test_without_the_transformer_the_light_head_computes_what_it_does_on_silent_tokens() -> None:
