@@ -1,13 +1,15 @@
 """The benchmarks run, measure something in every row, and compare like with like."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
 
-from benchmarks import attention, export, pretrain_step, resolution, scaling
+from benchmarks import attention, export, finetune, pretrain_step, resolution, scaling
 from scripts.networks import SegmentationNetwork
 from scripts.networks.weights import convert_published
+from tests import conftest
 
 STEPS = ["published-float32", "vit-bf16", "none-float32", "none-bf16", "none-bf16-all"]
 SMALL = pretrain_step.Setting(size="tiny", image=32, patch=8, batch=2, device="cpu")
@@ -127,6 +129,45 @@ def test_exports_are_timed_and_compared_with_the_network_in_each_precision() -> 
     assert differences["PyTorch, float32"] == 0
     assert differences["TorchScript, float32"] < 1e-4 < differences["PyTorch, bf16"]
     assert all(row["seconds"] > 0 and row["to_pytorch"] > 0 for row in rows)
+
+
+@pytest.fixture(scope="module")
+def comparison(task, tmp_path_factory) -> Path:
+    """Two arms trained for a few steps on phantoms: the folder of the comparison."""
+    output = tmp_path_factory.mktemp("comparison")
+    open_ids = ("num_classes", "spacing", "roi_size", "network_size", "batch_size")  # the arms set the others
+    small = {name: conftest.SMALL[name] for name in open_ids}
+    options = ["--dataset", str(task), "--output", str(output), "--ids", json.dumps(small)]
+    finetune.main(["measure", "none", "no transformer", *options, "--rounds", "1"])
+    (output / "steps.json").write_text(json.dumps({"none": 15, "no transformer": 30}))  # 4 and 2 steps in a minute
+    for _ in range(2):
+        finetune.main(["train", "none", "no transformer", *options, "--minutes", "1", "--seeds", "3"])
+    return output
+
+
+def test_a_slower_network_gets_fewer_steps_and_a_finished_run_is_not_repeated(comparison) -> None:
+    rows = [(row["arm"], row["seed"], row["steps"]) for row in finetune.read_rows(comparison)]
+    assert rows == [("none", 3, 4), ("no transformer", 3, 2)]
+    assert all(0 <= row["worst"] <= row["dice"] <= 1 for row in finetune.read_rows(comparison))
+
+
+def test_the_table_lists_the_arms_that_were_not_run(comparison, capsys) -> None:
+    finetune.main(["table", "--output", str(comparison)])
+    lines = {line.split("|")[1].strip(): line for line in capsys.readouterr().out.splitlines() if line.startswith("|")}
+    assert set(finetune.ARMS) <= set(lines)
+    assert [name for name in finetune.ARMS if "not run" not in lines[name]] == ["none", "no transformer"]
+
+
+def test_without_the_transformer_the_light_head_computes_what_it_does_on_silent_tokens() -> None:
+    network = finetune.WithoutTransformer(4, 1, 3, 4)
+    image = torch.randn(1, 1, 8, 8, 8)
+    expected = network.head([torch.zeros(1, 1, 2, 2, 2)], network.head.stem(image))
+    assert torch.equal(network(image), expected)
+
+
+def test_a_padded_network_gives_logits_on_the_images_own_grid() -> None:
+    image = torch.randn(1, 1, 5, 8, 3)
+    assert torch.equal(finetune.Padded(torch.nn.Identity(), 4)(image), image)
 
 
 # Scaling
