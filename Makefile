@@ -15,7 +15,7 @@ demo: .venv/installed
 	rm -rf $(DEMO)
 	$(BIN)/python -m scripts.data.phantoms $(DEMO)/task --training 60 --test 8
 	$(RUN) pretraining --config_file "['configs/pretrain.yaml','configs/demo.json']" --dataset_dir $(DEMO)/task \
-		--output_dir $(DEMO)/pretraining --max_epochs 10
+		--output_dir $(DEMO)/pretraining --cache_dir $(DEMO)/cache --max_epochs 10
 	$(RUN) training --config_file "['configs/train.json','configs/demo.json']" --dataset_dir $(DEMO)/task \
 		--output_dir $(DEMO)/training --weights_file $(DEMO)/model.pt \
 		--pretrained $(DEMO)/pretraining/pretrained.pt --max_epochs 40 --val_interval 10

@@ -11,6 +11,8 @@ import monai.bundle
 from monai.bundle import ConfigParser
 from monai.bundle.utils import ID_SEP_KEY
 
+from scripts.tracking import disable_telemetry
+
 SOME_FAILED = 3  # exit code
 
 
@@ -20,7 +22,9 @@ def is_bundle_command(arguments: Sequence[str]) -> bool:
 
 
 def prepare_command() -> None:
-    """First step of every workflow: check the options and make errors readable. As a library, it does nothing."""
+    """First step of every workflow: nothing is reported to the internet; as a command, options are checked and errors
+    made readable."""
+    disable_telemetry()
     if is_bundle_command(sys.argv):
         sys.excepthook = explain_error
         refuse_unknown_options(sys.argv)

@@ -33,6 +33,7 @@ def task(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def small_overlay(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A config overlay that makes every workflow small: its path."""
-    file = tmp_path_factory.mktemp("overlay") / "small.json"
-    file.write_text(json.dumps(SMALL))
+    folder = tmp_path_factory.mktemp("overlay")
+    file = folder / "small.json"
+    file.write_text(json.dumps({**SMALL, "cache_dir": str(folder / "cache")}))
     return str(file)

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from benchmarks import attention, pretrain_step
+from benchmarks import attention, pretrain_step, scaling
 from scripts.networks.weights import convert_published
 
 STEPS = ["published-float32", "vit-bf16", "none-float32", "none-bf16", "full+sequence-bf16"]
@@ -98,3 +98,33 @@ def test_estimates_grow_with_the_number_of_scores() -> None:
     case = attention.Case("grid", (8, 8, 8), "bf16", False, "cpu")
     before = {"scores_per_head": 1000, "peak_memory_mib": 10.0, "seconds_training": 0.5}
     assert attention.estimate(case, 4000, before) == (40.0, 2.0)
+
+
+# Scaling
+
+
+def make_plan(gpus: int, **changes: float) -> dict:
+    given = {
+        "volumes": 1000, "epochs": 36, "voxels": 1e6, "crops_per_gpu": 10.0, "crops_per_core": 2.0, "cores_per_gpu": 8,
+        "read_rate": 1e12, "link_rate": 1e15, "batch": 4, "prepare_seconds": 36.0, "gpus_per_node": 8, "price": 2.0,
+    }  # fmt: skip
+    return scaling.plan(scaling.Assumptions(**{**given, **changes}), gpus, parameters=10**6)
+
+
+def test_twice_the_gpus_take_half_the_time_at_the_same_cost_where_gpus_set_the_pace():
+    one, two = make_plan(1), make_plan(2)
+    assert one["bottleneck"] == two["bottleneck"] == "GPUs"
+    assert one["hours"] == pytest.approx(1.0)  # 36000 crops at 10 per second
+    assert two["hours"] == pytest.approx(0.5, rel=1e-3)
+    assert two["cost"] == pytest.approx(one["cost"], rel=1e-3) == pytest.approx(2.0, rel=1e-3)
+    assert one["preparing, hours"] == pytest.approx(1.25)  # 36000 core seconds on 8 cores
+
+
+@pytest.mark.parametrize(
+    ("changes", "bottleneck"),
+    [({"crops_per_core": 1.0}, "loader cores"), ({"read_rate": 4e6}, "reading"), ({"link_rate": 1e6}, "GPUs")],
+)
+def test_the_slowest_part_is_the_bottleneck_and_costs_time(changes, bottleneck):
+    plan = make_plan(8, **changes)
+    assert plan["bottleneck"] == bottleneck
+    assert plan["hours"] > make_plan(8)["hours"] * 1.1

@@ -10,8 +10,9 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from ignite.engine import Events
+from ignite.engine import Engine
 from monai.bundle import ConfigWorkflow
+from monai.engines import IterationEvents
 from PIL import Image
 
 from tests.conftest import ROOT
@@ -98,8 +99,9 @@ def test_all_required_properties_are_there(kind: str, task: Path, small_overlay:
 def test_training_leaves_weights_state_curves_and_pictures(trained: Path) -> None:
     weights = torch.load(trained / "model.pt", weights_only=True)
     assert all(isinstance(tensor, torch.Tensor) for tensor in weights.values())
-    assert set(torch.load(trained / "state.pt", weights_only=True)) == {
-        "network", "optimizer", "scheduler", "trainer", "best_weights",
+    (state,) = (trained / "states").iterdir()
+    assert set(torch.load(state, weights_only=True)) == {
+        "network", "optimizer", "scheduler", "trainer", "best_weights", "data",
     }  # fmt: skip
     assert list((trained / "tensorboard").glob("events*"))
     with Image.open(trained / "pictures/validation_epoch_0001.png") as picture:
@@ -122,22 +124,41 @@ def test_the_same_seed_trains_the_same_weights(task: Path, small_overlay: str, t
         torch.testing.assert_close(tensor, second[name], rtol=0, atol=1e-6, msg=name)
 
 
-def test_a_resumed_run_ends_where_an_uninterrupted_one_does(task: Path, small_overlay: str, tmp_path: Path) -> None:
-    whole, parts = tmp_path / "whole", tmp_path / "parts"
-    reference = train(task, small_overlay, whole, max_epochs=2)
-    stopped = workflow(
-        ["train.json"], small_overlay, "training", "training",
-        dataset_dir=str(task), output_dir=str(parts), weights_file=str(parts / "model.pt"), max_epochs=2,
-    )  # fmt: skip
-    stopped.initialize()
-    trainer = stopped.trainer
-    trainer.add_event_handler(Events.EPOCH_COMPLETED, lambda engine: engine.terminate())
-    stopped.run()
-    stopped.finalize()
-    assert trainer.state.epoch == 1
-    resumed = train(task, small_overlay, parts, max_epochs=2, resume=True)
-    for name, tensor in reference.network_def.state_dict().items():
-        torch.testing.assert_close(tensor, resumed.network_def.state_dict()[name], rtol=0, atol=1e-6, msg=name)
+class Killed(BaseException):
+    """Stands for SIGKILL: nothing of the program runs after it."""
+
+
+@pytest.mark.parametrize("config", ["train.json", "pretrain.yaml"])
+def test_a_run_killed_within_an_epoch_and_resumed_ends_where_an_unbroken_one_does(
+    config: str, task: Path, small_overlay: str, tmp_path: Path
+) -> None:
+    def make(folder: str, **options: object) -> ConfigWorkflow:
+        if config == "train.json":
+            options["network_def#dropout"] = 0.2
+        flow = workflow(
+            [config], small_overlay, "training", "run", max_epochs=2, batch_size=1, save_minutes=0, val_interval=2,
+            dataset_dir=str(task), output_dir=str(tmp_path / folder), weights_file=str(tmp_path / folder / "model.pt"),
+            **options,
+        )  # fmt: skip
+        flow.initialize()
+        return flow
+
+    def die(engine: Engine) -> None:
+        if engine.state.iteration == 7:
+            raise Killed
+
+    unbroken = make("whole")
+    unbroken.run()
+    killed = make("parts")
+    killed.trainer.add_event_handler(IterationEvents.MODEL_COMPLETED, die)
+    with pytest.raises(Killed):
+        killed.run()
+    resumed = make("parts", resume="auto")
+    assert resumed.trainer.state.iteration == 6
+    resumed.run()
+    assert resumed.trainer.state.iteration == unbroken.trainer.state.iteration == 8
+    for name, tensor in unbroken.network_def.state_dict().items():
+        assert torch.equal(tensor, resumed.network_def.state_dict()[name]), name
 
 
 def test_resuming_with_another_length_is_refused(task: Path, small_overlay: str, trained: Path) -> None:
@@ -149,7 +170,7 @@ def test_resuming_with_another_length_is_refused(task: Path, small_overlay: str,
 def test_resuming_with_other_batches_is_refused(task: Path, small_overlay: str, trained: Path) -> None:
     with pytest.raises(RuntimeError) as caught:
         train(task, small_overlay, trained, batch_size=1, resume=True)
-    assert "2 batches per epoch, this one has 4" in str(root_cause(caught.value))
+    assert "this one has 1: resume with --batch_size 2 for 1 process" in str(root_cause(caught.value))
 
 
 def test_without_validation_cases_the_last_weights_are_written(task: Path, small_overlay: str, tmp_path: Path) -> None:

@@ -162,8 +162,8 @@ def write_phantoms(folder: str | Path, num_training: int = 24, num_test: int = 6
     test = [("Ts", FIRST_UNSEEN + index) for index in range(num_test)]
     for split, index in tqdm(training + test, desc=f"phantoms in {folder}", unit="study"):
         study = make_study(seed, index)
-        _write_volume(folder / f"images{split}" / _file_name(index), study.image, study.affine)
-        _write_volume(folder / f"labels{split}" / _file_name(index), study.label, study.affine)
+        write_volume(folder / f"images{split}" / _file_name(index), study.image, study.affine)
+        write_volume(folder / f"labels{split}" / _file_name(index), study.label, study.affine)
 
     content = {
         "name": "Phantoms",
@@ -258,7 +258,8 @@ def _file_name(index: int) -> str:
     return f"phantom_{index:05d}.nii.gz"
 
 
-def _write_volume(path: Path, data: np.ndarray, affine: np.ndarray) -> None:
+def write_volume(path: Path, data: np.ndarray, affine: np.ndarray) -> None:
+    """Write ``(I, J, K)`` as NIfTI; its folder is made."""
     path.parent.mkdir(parents=True, exist_ok=True)
     volume = nib.Nifti1Image(data, affine)
     volume.header.set_xyzt_units("mm")

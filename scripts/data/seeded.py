@@ -37,9 +37,13 @@ class SeededCacheDataset(CacheDataset):
 
 
 class EpochSeed:
-    """Tell the dataset which epoch begins. Loaders must not keep workers between epochs (PyTorch's default)."""
+    """Tell the dataset which epoch begins. Loaders must not keep workers between epochs (PyTorch's default).
 
-    def __init__(self, dataset: SeededCacheDataset) -> None:
+    Args:
+        dataset: has ``set_epoch``.
+    """
+
+    def __init__(self, dataset: Any) -> None:
         self.dataset = dataset
 
     def attach(self, engine: Engine) -> None:

@@ -9,8 +9,9 @@ import torch
 from ignite.engine import Engine, Events
 from monai.data.utils import affine_to_spacing
 
+from scripts.losses import patch_order
 from scripts.networks.patches import from_patches, to_patches
-from scripts.report.pictures import picture_page
+from scripts.report.pictures import intensity_window, picture_page
 
 
 class ValidationPictures:
@@ -58,7 +59,7 @@ class ValidationPictures:
 
 
 class PredictionPictures:
-    """Write a PNG page of one pretraining sample: the image, its prefix, and the prefix followed by the predictions.
+    """Write a PNG page of one pretraining sample: image, prefix, the prefix followed by the predictions, the error.
 
     Each predicted patch is drawn with its own true mean and deviation, which normalised targets do not tell.
 
@@ -67,13 +68,22 @@ class PredictionPictures:
         trainer: gives the epoch.
         patch_size: patch in voxels.
         norm_pixel: whether the targets are normalised per patch.
+        token_order: the network's.
     """
 
-    def __init__(self, folder: str | Path, trainer: Engine, patch_size: Sequence[int], norm_pixel: bool) -> None:
+    def __init__(
+        self,
+        folder: str | Path,
+        trainer: Engine,
+        patch_size: Sequence[int],
+        norm_pixel: bool,
+        token_order: str = "raster",
+    ) -> None:
         self.folder = Path(folder)
         self.trainer = trainer
         self.patch_size = tuple(patch_size)
         self.norm_pixel = norm_pixel
+        self.token_order = token_order
 
     def attach(self, evaluator: Engine) -> None:
         evaluator.add_event_handler(Events.ITERATION_COMPLETED(once=1), self.write)
@@ -82,24 +92,34 @@ class PredictionPictures:
     def write(self, evaluator: Engine) -> None:
         """Draw the sample of the first batch whose prefix is nearest to a third of the patches."""
         prediction = evaluator.state.output["pred"].float().cpu()
-        image, prefix = (tensor.cpu() for tensor in evaluator.state.output["label"])
+        image, prefix = (tensor.cpu() for tensor in evaluator.state.output["label"][:2])
         patches = to_patches(image, self.patch_size)
         num_patches = patches.shape[1]
         shown = int((prefix - num_patches / 3).abs().argmin())
         patches, length = patches[shown : shown + 1], int(prefix[shown])
-        predicted = prediction[shown : shown + 1, :num_patches]
+        place = patch_order(
+            image.shape[2:], self.patch_size, self.token_order
+        ).argsort()  # of each patch in the sequence
+        predicted = prediction[shown : shown + 1, place]
         if self.norm_pixel:
             variance, mean = torch.var_mean(patches, dim=-1, keepdim=True)
             predicted = predicted * (variance + 1e-6).sqrt() + mean
-        given = (torch.arange(num_patches) < length)[None, :, None]  # patches 1..P
+        given = (place < length)[None, :, None]  # patches 1..P
+        nothing = torch.zeros_like(patches)
         rows = [
             ("image", patches),
-            (f"prefix: {length} of {num_patches} patches", torch.where(given, patches, torch.zeros_like(patches))),
+            (f"prefix: {length} of {num_patches} patches", torch.where(given, patches, nothing)),
             ("prefix, then each next patch as predicted", torch.where(given, patches, predicted)),
+            ("error of the predicted patches (white: the image's range)", (predicted - patches).abs() * ~given),
         ]
         volumes = [(name, from_patches(p, image.shape[2:], self.patch_size)[0, 0].numpy()) for name, p in rows]
+        low, high = intensity_window(volumes[0][1])
+        windows = [(low, high)] * 3 + [(0.0, high - low)]
         picture_page(
             self.folder / f"prediction_epoch_{self.trainer.state.epoch:04d}.png",
-            [{"title": name, "image": volume, "masks": [np.zeros(volume.shape)]} for name, volume in volumes],
+            [
+                {"title": name, "image": volume, "masks": [np.zeros(volume.shape)], "window": window}
+                for (name, volume), window in zip(volumes, windows, strict=True)
+            ],
             f"epoch {self.trainer.state.epoch}",
         )

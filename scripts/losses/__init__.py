@@ -1,5 +1,19 @@
 """Objectives that MONAI lacks."""
 
-from scripts.losses.next_patch import NextPatchLoss, count_predicted, next_patch_target, pooled_loss_metric
+from scripts.losses.next_patch import (
+    NextPatchLoss,
+    count_predicted,
+    next_patch_target,
+    patch_order,
+    pooled_loss_metric,
+)
+from scripts.losses.pooled_dice import PooledDiceCELoss
 
-__all__ = ["NextPatchLoss", "count_predicted", "next_patch_target", "pooled_loss_metric"]
+__all__ = [
+    "NextPatchLoss",
+    "PooledDiceCELoss",
+    "count_predicted",
+    "next_patch_target",
+    "patch_order",
+    "pooled_loss_metric",
+]

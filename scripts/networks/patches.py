@@ -2,7 +2,30 @@
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
+
+TOKEN_ORDERS = {"raster": 1, "volume": 4}  # and the slabs along z that come one after another in it
+
+
+def slabs_in_turn(token_order: str, grid_size: Sequence[int]) -> int:
+    """How many slabs along z come one after another in a token order.
+
+    Raises:
+        ValueError: the order is unknown, or the patch grid ``(t, h, w)`` cannot be divided into its slabs.
+    """
+    if token_order not in TOKEN_ORDERS:
+        raise ValueError(f"token_order must be {' or '.join(TOKEN_ORDERS)}, not {token_order!r}")
+    slabs = TOKEN_ORDERS[token_order]
+    if grid_size[2] % slabs:
+        raise ValueError(f"token_order {token_order} divides z into {slabs} slabs; the patch grid is {grid_size}")
+    return slabs
+
+
+def token_permutation(grid_size: Sequence[int], slabs: int) -> Tensor:
+    """The raster number of each patch in token order: slab after slab along z, raster within each; ``(t*h*w,)``."""
+    t, h, w = grid_size
+    return torch.arange(t * h * w).reshape(t, h, slabs, w // slabs).permute(2, 0, 1, 3).flatten()
 
 
 def to_patches(image: Tensor, patch_size: list[int]) -> Tensor:

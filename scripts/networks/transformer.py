@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from scripts.networks.attention import GatedAttention
-from scripts.networks.patches import to_patches
+from scripts.networks.patches import slabs_in_turn, to_patches, token_permutation
 from scripts.networks.position import sincos_position
 
 SIZES: dict[str, dict[str, int]] = {
@@ -68,8 +68,8 @@ class Block(nn.Module):
 class Backbone(nn.Module):
     """Vision transformer over the patches of a 3D volume.
 
-    The sequence is a start token, the ``N = t*h*w`` patches in raster order (last axis fastest) and, in pretraining,
-    an end token: ``S = 1 + N`` or ``2 + N`` positions.
+    The sequence is a start token, the ``N = t*h*w`` patches in token order and, in pretraining, an end token:
+    ``S = 1 + N`` or ``2 + N`` positions.
 
     Args:
         image_size: volume in voxels, ``(X, Y, Z)`` or one number.
@@ -86,6 +86,8 @@ class Backbone(nn.Module):
         position: ``sincos`` (fixed) or ``learned``.
         end_token: True in pretraining.
         dropout: probability in train mode, of the embedded sequence and after the attention and the MLP of each block.
+        token_order: ``raster`` (last axis fastest), or ``volume``: four slabs along z one after another, raster within
+            each; for pretraining. Groups of ``grid`` and ``local`` are the same patches in either.
         mask_penalty: what the score of a forbidden pair loses. The brief's published code adds its Boolean mask to the
             scores (1 where allowed, 0 where not), so that a forbidden pair loses 1 and nothing is hidden:
             ``mask_penalty=1`` computes what it computes. Not for training: the targets leak.
@@ -114,6 +116,7 @@ class Backbone(nn.Module):
         position: str = "sincos",
         end_token: bool = False,
         dropout: float = 0.0,
+        token_order: str = "raster",
         mask_penalty: float = math.inf,
     ) -> None:
         super().__init__()
@@ -126,6 +129,8 @@ class Backbone(nn.Module):
         modes = [attention] if isinstance(attention, str) else list(attention)
         if not modes or len(modes) > num_layers:
             raise ValueError(f"{len(modes)} attention modes are given for {num_layers} layers")
+        if token_order != "raster" and not end_token:
+            raise ValueError(f"token_order {token_order!r} is for pretraining; maps of tokens are in raster order")
         if position not in ("sincos", "learned"):
             raise ValueError(f"position must be 'sincos' or 'learned', not {position!r}")
 
@@ -136,6 +141,12 @@ class Backbone(nn.Module):
         self.hidden_size = hidden_size
         self.num_patches = math.prod(grid)
         self.mask_penalty = float(mask_penalty)
+
+        self.slabs = slabs_in_turn(token_order, grid)
+        order = token_permutation(grid, self.slabs)
+        self.register_buffer("token_order", order, persistent=False)
+        ends = torch.zeros(1, dtype=torch.long), torch.full((int(end_token),), 1 + self.num_patches)
+        self.register_buffer("position_order", torch.cat([ends[0], 1 + order, ends[1]]), persistent=False)
 
         self.patch_embedding = nn.Conv3d(in_channels, hidden_size, kernel_size=patch, stride=patch)
         self.start_token = nn.Parameter(torch.zeros(1, 1, hidden_size))
@@ -161,6 +172,7 @@ class Backbone(nn.Module):
                     projections,
                     gate_init,
                     gate_learnable,
+                    self.slabs,
                 ),
                 hidden_size,
                 dropout,
@@ -197,10 +209,13 @@ class Backbone(nn.Module):
         compute_dtype = patches.dtype  # bfloat16 under autocast: the type of the queries
         if offset is not None:
             patches = patches + offset.flatten(2).transpose(1, 2)
+        position = self.position
+        if self.slabs > 1:
+            patches, position = patches[:, self.token_order], position[self.position_order]
         sequence = [self.start_token.expand(image.shape[0], -1, -1).to(patches.dtype), patches]
         if self.end_token is not None:
             sequence.append(self.end_token.expand(image.shape[0], -1, -1).to(patches.dtype))
-        tokens = self.dropout(torch.cat(sequence, dim=1) + self.position)  # (B, S, hidden)
+        tokens = self.dropout(torch.cat(sequence, dim=1) + position)  # (B, S, hidden)
 
         biases: dict[str, list[list[Tensor]]] = {}  # the mask, expanded once per mode
         if prefix is not None:

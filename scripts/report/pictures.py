@@ -24,8 +24,19 @@ def plane(volume: np.ndarray, axis: int, index: int) -> np.ndarray:
     return np.take(volume, index, axis=axis).T[::-1]
 
 
+def intensity_window(image: np.ndarray) -> tuple[float, float]:
+    """Percentiles 1 and 99.9: what a volume is drawn between."""
+    low, high = np.percentile(image, [1, 99.9])
+    return float(low), float(high)
+
+
 def draw_planes(
-    axes: Sequence, image: np.ndarray, masks: Sequence[np.ndarray], at: Sequence[int], spacing: Sequence[float]
+    axes: Sequence,
+    image: np.ndarray,
+    masks: Sequence[np.ndarray],
+    at: Sequence[int],
+    spacing: Sequence[float],
+    window: tuple[float, float] | None = None,
 ) -> None:
     """Draw three planes of a volume into three matplotlib axes.
 
@@ -35,8 +46,9 @@ def draw_planes(
         masks: label volumes ``(X, Y, Z)``: the first is outlined solid, the second dashed.
         at: plane index along each axis.
         spacing: voxel size in mm per axis, for the right proportions.
+        window: intensities drawn black and white; None: the volume's own percentiles 1 and 99.9.
     """
-    low, high = np.percentile(image, [1, 99.9])
+    low, high = intensity_window(image) if window is None else window
     for axis, ax in enumerate(axes):
         across, up = [s for a, s in enumerate(spacing) if a != axis]
         ax.imshow(plane(image, axis, at[axis]), cmap="gray", vmin=low, vmax=max(high, low + 1e-6), aspect=up / across)
@@ -54,13 +66,15 @@ def picture_page(path: str | Path, rows: Sequence[dict], title: str) -> None:
 
     Args:
         path: the PNG file; its folder is made.
-        rows: ``title``, ``image``, ``masks`` and, if not 1 mm, ``spacing`` of each volume, see :func:`draw_planes`.
+        rows: ``title``, ``image``, ``masks`` and, where not the default, ``spacing`` and ``window`` of each volume, see
+            :func:`draw_planes`.
         title: of the page.
     """
     figure = Figure(figsize=(9, 3.1 * len(rows) + 0.5), layout="constrained")
     grid = figure.subplots(len(rows), 3, squeeze=False)
     for axes, row in zip(grid, rows, strict=True):
-        draw_planes(axes, row["image"], row["masks"], best_planes(row["masks"][0]), row.get("spacing", (1, 1, 1)))
+        at, spacing = best_planes(row["masks"][0]), row.get("spacing", (1, 1, 1))
+        draw_planes(axes, row["image"], row["masks"], at, spacing, row.get("window"))
         axes[0].set_title(row["title"], loc="left", fontsize=9)
     figure.suptitle(title, fontsize=11)
     save_figure(figure, path)

@@ -1,6 +1,8 @@
-"""Weights and training states: nothing half-written, nothing lost, and a resumed run is the run that stopped."""
+"""Files are whole or not there, and the best weights are never lost."""
 
+import io
 import os
+import subprocess
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,14 +13,18 @@ import torch
 from ignite.engine import Engine, Events
 from torch import nn
 
-from scripts.handlers.checkpoints import BestWeights, TrainingState, keep_former, save_atomically
+from scripts.handlers.checkpoints import BestWeights, is_whole, keep_former, save_atomically
 
 # save_atomically
 
 
 def save_half(content: object, stream: BinaryIO) -> None:
-    stream.write(b"half")
-    raise OSError(28, "No space left on device")
+    """As torch.save at a full disk: its own error hides the system's."""
+    try:
+        stream.write(b"half")
+        raise OSError(28, "No space left on device")
+    finally:
+        raise RuntimeError("unexpected pos 704 vs 598")
 
 
 def test_saved_content_loads_and_its_folder_is_made(tmp_path):
@@ -32,8 +38,11 @@ def test_a_full_disk_leaves_the_former_file_whole_and_no_other(tmp_path, monkeyp
     path = tmp_path / "weights.pt"
     path.write_bytes(b"former")
     monkeypatch.setattr(torch, "save", save_half)
-    with pytest.raises(OSError, match="No space left on device"):
+    with pytest.raises(
+        OSError, match="No space left on device.*what stood there before is whole.*weights.pt"
+    ) as caught:
         save_atomically({}, path)
+    assert caught.value.errno == 28
     assert list(tmp_path.iterdir()) == [path]
     assert path.read_bytes() == b"former"
 
@@ -43,6 +52,58 @@ def test_a_full_disk_at_the_first_write_leaves_no_file(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="No space left on device"):
         save_atomically({}, tmp_path / "weights.pt")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root may mount a small disk")
+def test_a_disk_that_is_really_full_is_told_with_the_file(tmp_path):
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(tmp_path)], check=False).returncode:
+        pytest.skip("this system lets nobody mount")
+    try:
+        path = tmp_path / "weights.pt"
+        save_atomically({"a": torch.arange(3)}, path)
+        with pytest.raises(OSError, match="cannot be written: No space left on device.*weights.pt"):
+            save_atomically({"a": torch.zeros(400_000)}, path)
+        assert list(tmp_path.iterdir()) == [path]
+        assert torch.equal(torch.load(path, weights_only=True)["a"], torch.arange(3))
+    finally:
+        subprocess.run(["umount", str(tmp_path)], check=True)
+
+
+def test_an_error_that_is_not_the_systems_is_left_as_it_is(tmp_path):
+    with pytest.raises(AttributeError, match="pickle"):
+        save_atomically({"a": lambda: None}, tmp_path / "weights.pt")
+    assert list(tmp_path.iterdir()) == []
+
+
+# is_whole
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    path = tmp_path_factory.mktemp("whole") / "weights.pt"
+    save_atomically({"network": {"weight": torch.randn(500)}, "trainer": {"iteration": 3}}, path)
+    assert is_whole(path)
+    return path.read_bytes()
+
+
+def test_a_file_cut_short_anywhere_is_not_whole(saved, tmp_path):
+    for length in range(0, len(saved), 41):
+        (tmp_path / "weights.pt").write_bytes(saved[:length])
+        assert not is_whole(tmp_path / "weights.pt"), length
+
+
+def test_a_wrong_block_is_found_that_torch_would_load_silently(saved, tmp_path):
+    start = saved.index(torch.load(io.BytesIO(saved), weights_only=True)["network"]["weight"].numpy().tobytes())
+    damaged = saved[:start] + bytes(512) + saved[start + 512 :]
+    (tmp_path / "weights.pt").write_bytes(damaged)
+    assert torch.load(tmp_path / "weights.pt", weights_only=True)["network"]["weight"][0] == 0
+    assert not is_whole(tmp_path / "weights.pt")
+
+
+@pytest.mark.parametrize("content", [b"", b"no archive at all", bytes(4096)])
+def test_junk_is_not_whole(content, tmp_path):
+    (tmp_path / "weights.pt").write_bytes(content)
+    assert not is_whole(tmp_path / "weights.pt")
 
 
 # keep_former
@@ -183,107 +244,3 @@ def test_a_resumed_run_writes_only_what_beats_its_former_best(smaller_is_better,
     resumed.validated(SimpleNamespace(state=SimpleNamespace(metrics={"score": better})))
     assert written(path) == 7
     assert not (tmp_path / "former").exists()  # its own weights are no former run's
-
-
-# TrainingState
-
-
-def make_training(max_epochs: int = 3, width: int = 4) -> dict:
-    """Objects as a workflow hands them over, before any training."""
-    torch.manual_seed(0)
-    network = nn.Linear(width, 2)
-    optimizer = torch.optim.AdamW(network.parameters(), lr=0.1)
-    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 / (1 + step))
-
-    def step(engine: Engine, batch: torch.Tensor) -> None:
-        optimizer.zero_grad()
-        network(batch).square().mean().backward()
-        optimizer.step()
-        scheduler.step()
-
-    trainer = Engine(step)
-    trainer.state.max_epochs = max_epochs  # as MONAI's trainers know it before they run
-    return {
-        "network": network,
-        "optimizer": optimizer,
-        "scheduler": scheduler,
-        "trainer": trainer,
-        "best_weights": BestWeights(network, "unused.pt", "score"),
-    }
-
-
-def batches(width: int = 4) -> list[torch.Tensor]:
-    return list(torch.ones(2, 5, width))
-
-
-def train(objects: dict) -> None:
-    objects["trainer"].run(batches(), max_epochs=objects["trainer"].state.max_epochs)
-
-
-@pytest.fixture
-def interrupted(tmp_path: Path) -> Path:
-    """The state of a run of 3 epochs that stopped after the second, with a best score of 0.5."""
-    objects = make_training()
-    objects["best_weights"].best = 0.5
-    TrainingState(tmp_path / "state.pt", objects).attach(objects["trainer"])
-    stop = Events.EPOCH_COMPLETED(once=2)
-    objects["trainer"].add_event_handler(stop, lambda engine: engine.terminate())
-    train(objects)
-    assert objects["trainer"].state.epoch == 2
-    return tmp_path / "state.pt"
-
-
-def test_a_resumed_training_goes_on_as_if_it_had_not_stopped(interrupted):
-    resumed = make_training()
-    TrainingState(interrupted, resumed).resume()
-    assert resumed["trainer"].state.epoch == 2
-    assert resumed["best_weights"].best == 0.5
-    train(resumed)
-    whole = make_training()
-    train(whole)
-    assert resumed["trainer"].state.iteration == whole["trainer"].state.iteration == 6
-    assert resumed["scheduler"].get_last_lr() == whole["scheduler"].get_last_lr()
-    torch.testing.assert_close(resumed["network"].weight, whole["network"].weight, rtol=0, atol=0)
-    assert resumed["optimizer"].state_dict()["state"].keys() == whole["optimizer"].state_dict()["state"].keys()
-
-
-def test_without_a_state_resuming_is_refused_with_the_way_to_start(tmp_path):
-    message = f"there is no training state at {tmp_path}/state.pt: start without --resume True"
-    with pytest.raises(FileNotFoundError, match=message):
-        TrainingState(tmp_path / "state.pt", make_training()).resume()
-
-
-def test_the_state_of_another_network_is_refused_by_name(interrupted):
-    with pytest.raises(ValueError, match=f"(?s){interrupted} is the state of another network: .*size mismatch"):
-        TrainingState(interrupted, make_training(width=5)).resume()
-
-
-def test_the_state_of_another_optimizer_is_refused_by_name(interrupted):
-    other = make_training()
-    other["optimizer"].add_param_group({"params": [nn.Parameter(torch.zeros(1))]})
-    with pytest.raises(ValueError, match=f"{interrupted} is the state of another optimizer: "):
-        TrainingState(interrupted, other).resume()
-
-
-@pytest.mark.parametrize("planned", [2, 9])
-def test_a_run_of_another_length_is_refused_with_both_and_left_as_it_was(planned, interrupted):
-    other = make_training(max_epochs=planned)
-    before = other["network"].weight.clone()
-    message = f"{interrupted} belongs to a run of 3 epochs.*resume with --max_epochs 3 instead of {planned}"
-    with pytest.raises(ValueError, match=message):
-        TrainingState(interrupted, other).resume()
-    assert torch.equal(other["network"].weight, before)
-
-
-def test_every_epoch_replaces_the_state_and_leaves_no_other_file(tmp_path):
-    objects = make_training()
-    TrainingState(tmp_path / "state.pt", objects).attach(objects["trainer"])
-    iterations = []
-
-    @objects["trainer"].on(Events.EPOCH_COMPLETED)
-    def read(engine: Engine) -> None:
-        iterations.append(torch.load(tmp_path / "state.pt", weights_only=True)["trainer"]["iteration"])
-
-    train(objects)
-    assert iterations == [2, 4, 6]
-    assert list(tmp_path.iterdir()) == [tmp_path / "state.pt"]

@@ -1,11 +1,14 @@
-"""Gradients are clipped between the backward pass and the step, and their norm is kept."""
+"""Gradients are clipped between the backward pass and the step, and no step is made of what is not a number."""
 
+import ignite.distributed as idist
 import pytest
 import torch
-from monai.engines import SupervisedTrainer
+from ignite.engine import Events
+from monai.engines import IterationEvents, SupervisedTrainer
 from torch import nn
 
 from scripts.handlers.gradient import GradientClipping
+from tests.handlers.tiny import EPOCHS, STEPS, Tiny, make_run
 
 STEEP = torch.tensor([[3.0, 4.0]])  # the loss's gradient: of norm 5
 
@@ -60,3 +63,82 @@ def test_the_norm_is_taken_over_all_weights():
     assert trainer.state.gradient_norm == pytest.approx(4.0)  # of four weights, 2 each
     clipped = torch.cat([parameter.grad.flatten() for parameter in network.parameters()])
     assert clipped.norm().item() == pytest.approx(1.0, rel=1e-4)
+
+
+# FiniteSteps
+
+
+def poison(run: Tiny, steps: set[int], where: str) -> None:
+    """Make the loss or one gradient not a number in these steps."""
+
+    def loss(engine: SupervisedTrainer) -> None:
+        if engine.state.iteration in steps and where == "loss":
+            engine.state.output["loss"] = engine.state.output["loss"] * float("nan")
+
+    def gradient(parameter: torch.Tensor) -> None:
+        if run.trainer.state.iteration in steps and where == "gradient":
+            parameter.grad[0] = float("inf")
+
+    run.trainer.add_event_handler(IterationEvents.LOSS_COMPLETED, loss)
+    run.network[0].weight.register_post_accumulate_grad_hook(gradient)
+
+
+def fingerprint(run: Tiny) -> str:
+    """Every weight, and all that the optimizer keeps of them."""
+    return str([run.network.state_dict(), run.optimizer.state_dict()["state"]])
+
+
+@pytest.mark.parametrize("where", ["loss", "gradient"])
+def test_a_step_that_is_not_finite_stops_before_it_is_made_and_names_its_files(where, tmp_path):
+    run = make_run(tmp_path)
+    poison(run, {6}, where)
+    before = []
+    run.trainer.add_event_handler(Events.ITERATION_STARTED(once=6), lambda engine: before.append(fingerprint(run)))
+    with pytest.raises(FloatingPointError) as caught:
+        run.trainer.run()
+    assert [fingerprint(run)] == before
+    message = str(caught.value)
+    assert message.startswith("step 6 has the loss nan" if where == "loss" else "step 6 has the loss 2.")
+    sampler = run.state.loader.sampler
+    sampler.set_epoch(2)
+    images = [str(run.state.loader.dataset.data[index]["image"]) for index in sampler.whole_epoch()[2:4]]
+    assert f"its batch: {', '.join(images)}. Look at these files" in message
+    assert "--nan_policy skip" in message
+
+
+@pytest.mark.parametrize("where", ["loss", "gradient"])
+def test_a_skipped_step_leaves_weights_and_optimizer_as_they_were_and_the_next_is_made(where, tmp_path, caplog):
+    run = make_run(tmp_path, nan_policy="skip")
+    poison(run, {2, 3}, where)
+    states = []
+    run.trainer.add_event_handler(Events.ITERATION_COMPLETED, lambda engine: states.append(fingerprint(run)))
+    run.trainer.run()
+    assert run.trainer.state.iteration == EPOCHS * STEPS
+    assert states[0] == states[1] == states[2]
+    assert len(set(states[2:])) == EPOCHS * STEPS - 2
+    assert "nan" not in states[-1]
+    assert [record.message.split(" has ")[0] for record in caplog.records if "it is skipped" in record.message] == [
+        "step 2",
+        "step 3",
+    ]
+
+
+def test_more_than_so_many_skipped_steps_in_a_row_stop(tmp_path):
+    run = make_run(tmp_path, nan_policy="skip")
+    poison(run, {1, 2, 4, 6, 7, 8}, "loss")
+    with pytest.raises(FloatingPointError, match="step 8 has the loss nan.*the step 3 times in a row"):
+        run.trainer.run()
+
+
+def test_a_process_skips_the_step_that_another_cannot_make(tmp_path, monkeypatch):
+    run = make_run(tmp_path, nan_policy="skip")
+    states = []
+    run.trainer.add_event_handler(Events.ITERATION_COMPLETED, lambda engine: states.append(fingerprint(run)))
+    monkeypatch.setattr(idist, "all_reduce", lambda value, op: max(value, int(run.trainer.state.iteration == 3)))
+    run.trainer.run()
+    assert states[1] == states[2] != states[3]
+
+
+def test_another_policy_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="nan_policy is 'ignore': it must be stop or skip"):
+        make_run(tmp_path, nan_policy="ignore")

@@ -143,11 +143,12 @@ def in_prefix(length: int) -> np.ndarray:
 
 @pytest.mark.parametrize("norm_pixel", [True, False])
 def test_prefix_patches_are_the_images_and_the_rest_is_predicted(norm_pixel, pages):
-    image, prefix, followed = predicted_page(pages, torch.zeros(3, 8, 32), norm_pixel)
+    image, prefix, followed, error = predicted_page(pages, torch.zeros(3, 8, 32), norm_pixel)
     truth, given = IMAGE[1, 0].numpy(), in_prefix(3)
     np.testing.assert_array_equal(image["image"], truth)
     np.testing.assert_array_equal(prefix["image"], np.where(given, truth, 0))
     np.testing.assert_array_equal(followed["image"][given], truth[given])
+    np.testing.assert_allclose(error["image"], np.abs(followed["image"] - truth), atol=1e-6)
     if norm_pixel:  # a prediction of zero is each patch's own mean
         last = np.s_[4:, 4:, 2:]
         np.testing.assert_allclose(followed["image"][last], truth[last].mean(), rtol=1e-5)
@@ -157,8 +158,15 @@ def test_prefix_patches_are_the_images_and_the_rest_is_predicted(norm_pixel, pag
 
 @pytest.mark.parametrize("norm_pixel", [True, False])
 def test_a_right_prediction_looks_like_the_image(norm_pixel, pages):
-    _, _, followed = predicted_page(pages, next_patch_target(IMAGE, PATCH, norm_pixel), norm_pixel)
+    _, _, followed, error = predicted_page(pages, next_patch_target(IMAGE, PATCH, norm_pixel), norm_pixel)
     np.testing.assert_allclose(followed["image"], IMAGE[1, 0].numpy(), rtol=1e-4)
+    np.testing.assert_allclose(error["image"], 0, atol=1e-4)
+
+
+def test_prediction_and_error_are_drawn_with_the_images_contrast(pages):
+    image, _, followed, error = predicted_page(pages, torch.zeros(3, 8, 32), True)
+    assert followed["window"] == image["window"]
+    assert error["window"] == (0.0, image["window"][1] - image["window"][0])
 
 
 def test_of_several_channels_the_first_is_shown(pages):
@@ -178,7 +186,7 @@ def test_every_validation_of_a_pretraining_writes_one_page(tmp_path):
     network = PretrainingNetwork((8, 8, 4), PATCH, size={"hidden_size": 12, "num_layers": 1, "num_heads": 2})
     evaluator = SupervisedEvaluator(
         device=torch.device("cpu"),
-        val_data_loader=[{"image": IMAGE, "prefix": PREFIX}, {"image": -IMAGE, "prefix": PREFIX}],
+        val_data_loader=[{"image": sign * IMAGE, "prefix": PREFIX, "kind": torch.zeros(3)} for sign in (1, -1)],
         network=network,
         prepare_batch=prepare_next_patch,
         decollate=False,
@@ -189,4 +197,4 @@ def test_every_validation_of_a_pretraining_writes_one_page(tmp_path):
         evaluator.run(epoch)
     names = ["prediction_epoch_0001.png", "prediction_epoch_0002.png"]
     assert sorted(file.name for file in tmp_path.iterdir()) == names
-    assert page_size(tmp_path / names[1]) == expected_size(3)
+    assert page_size(tmp_path / names[1]) == expected_size(4)

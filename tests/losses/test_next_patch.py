@@ -74,6 +74,23 @@ def test_the_loss_equals_the_loops(channels, volume, patch_size, prefix, norm_pi
     assert loss.item() == pytest.approx(expected, rel=1e-5)
 
 
+@NORMALISATIONS
+def test_in_volume_order_targets_and_loss_follow_the_slabs(norm_pixel):
+    image, prefix = make_image(2, (4, 4, 8)), [0, 5, 31]
+    raster = torch.tensor([reference.next_patch_target(sample.numpy(), (2, 2, 1), norm_pixel) for sample in image])
+    order = [(x * 2 + y) * 8 + 2 * slab + z for slab in range(4) for x in range(2) for y in range(2) for z in range(2)]
+    ordered = raster[:, order]
+    target = next_patch_target(image, (2, 2, 1), norm_pixel, token_order="volume")
+    torch.testing.assert_close(target, ordered.float(), rtol=1e-4, atol=1e-4)
+    prediction = torch.randn(3, 34, 8)
+    errors = [(prediction[b, i] - ordered[b, i]).square().mean() for b, p in enumerate(prefix) for i in range(p, 32)]
+    loss_function = NextPatchLoss((2, 2, 1), norm_pixel, token_order="volume")
+    loss = loss_function(prediction, (image, torch.tensor(prefix)))
+    assert loss.item() == pytest.approx(torch.stack(errors).mean().item(), rel=1e-5)
+    assert loss_function.patch_error.shape == (3, 32)
+    assert loss_function.patch_error.sum().item() == pytest.approx(torch.stack(errors).sum().item(), rel=1e-5)
+
+
 def test_the_longest_prefix_leaves_the_last_patch_alone():
     image = make_image(1, (4, 4, 4), batch=1)
     prediction = make_prediction(image, (2, 2, 2)).requires_grad_()

@@ -37,13 +37,13 @@ def randomise(network: nn.Module) -> nn.Module:
     return network
 
 
-def make_network(attention: str | list[str], volume: tuple, **arguments) -> PretrainingNetwork:
+def make_network(attention: str | list[str], volume: tuple, num_layers: int = 2, **arguments) -> PretrainingNetwork:
     image_size, patch_size, channels, dilation = volume
     network = PretrainingNetwork(
         image_size,
         patch_size,
         channels,
-        size=SIZE,
+        size={**SIZE, "num_layers": num_layers},
         attention=attention,
         dilation=2 if "sequence" in attention else dilation,
         gate_init=0.5,
@@ -253,7 +253,92 @@ def test_modes_are_taken_in_turn_by_the_layers():
     assert backbone.gate_shares() == []
 
 
+# Token order
+
+
+def in_volume_order(grid: list[int]) -> list[int]:
+    """Raster numbers of the patches: four slabs along z one after another, raster within each."""
+    coordinates = reference.patch_coordinates(grid)
+    order = []
+    for slab in range(4):
+        order += [number for number, (_, _, z) in enumerate(coordinates) if z // (grid[2] // 4) == slab]
+    return order
+
+
+SLABBED = {  # z has 8 and 4 patches: two and one per slab
+    "one-channel": ((4, 4, 16), (2, 2, 2), 1, (2, 2, 2)),
+    "anisotropic-two-channels": ((8, 6, 4), (4, 2, 1), 2, (2, 3, 1)),
+}
+
+
+@pytest.mark.parametrize("position", ["sincos", "learned"])
+@pytest.mark.parametrize("volume", by_name(SLABBED))
+def test_in_volume_order_tokens_and_their_positions_stand_slab_after_slab(volume, position):
+    raster, ordered = (
+        make_network("none", volume, position=position, token_order=order).backbone for order in ("raster", "volume")
+    )
+    received = []
+    for backbone in (raster, ordered):
+        backbone.blocks[0].register_forward_pre_hook(lambda _, inputs: received.append(inputs[0][0]))
+        backbone(make_image(volume))
+    order = [0, *(1 + number for number in in_volume_order(raster.grid_size)), 1 + raster.num_patches]
+    torch.testing.assert_close(received[1], received[0][order], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("volume", by_name(SLABBED))
+@pytest.mark.parametrize("attention", by_name({mode: mode for mode in MODES if "sequence" not in mode}))
+def test_without_a_prefix_volume_order_permutes_the_predictions_and_changes_none(attention, volume):
+    raster, ordered = (make_network(attention, volume, token_order=order) for order in ("raster", "volume"))
+    image = make_image(volume)
+    order = in_volume_order(raster.backbone.grid_size)
+    with torch.no_grad():
+        expected, found = raster(image)[0], ordered(image)[0]
+    torch.testing.assert_close(found[1:-1], expected[1:-1][order])
+    torch.testing.assert_close(found[[0, -1]], expected[[0, -1]])
+
+
+@pytest.mark.parametrize("prefix", [0, 3, 15])
+@pytest.mark.parametrize("attention", by_name({mode: mode for mode in MODES} | {"in-turn": ["local", "grid"]}))
+def test_in_volume_order_nothing_sees_the_future_of_that_order(attention, prefix):
+    volume = SLABBED["one-channel"]
+    changes = largest_change(attention, volume, prefix, token_order="volume")
+    for place, raster_number in enumerate(in_volume_order([2, 2, 8]), start=1):
+        if place > prefix:
+            assert changes[1 + raster_number, :place].max() == 0
+
+
+@pytest.mark.parametrize("mode", ["grid", "local"])
+def test_in_volume_order_groups_hold_the_patches_that_the_loops_say_with_the_mask_of_that_order(mode):
+    volume, prefix = SLABBED["one-channel"], 5
+    changes = largest_change(mode, volume, prefix, token_order="volume", num_layers=1)
+    grid, coordinates = [2, 2, 8], reference.patch_coordinates([2, 2, 8])
+    order = in_volume_order(grid)
+    for query, query_number in enumerate(order, start=1):
+        for key, key_number in enumerate(order, start=1):
+            together = reference.group_of(mode, coordinates[query_number], grid, (2, 2, 2)) == reference.group_of(
+                mode, coordinates[key_number], grid, (2, 2, 2)
+            )
+            seen = changes[1 + key_number, query] > 0
+            assert seen == (together and reference.may_attend(query, key, prefix)), (query, key)
+
+
+@pytest.mark.parametrize("attention", ["none", "local+grid"])
+def test_the_network_in_volume_order_computes_the_same_scripted(attention):
+    network = PretrainingNetwork((8, 8, 16), 4, size=SIZE, attention=attention, gate_init=0.3, token_order="volume")
+    scripted = torch.jit.script(randomise(network).eval())
+    assert_same(scripted, network, torch.randn(2, 1, 8, 8, 16), torch.tensor([0, 3]))
+
+
 REFUSED = {
+    "token-order": (
+        {"token_order": "snake", "end_token": True},
+        "token_order must be raster or volume, not 'snake'",
+    ),
+    "token-order-slabs": (
+        {"token_order": "volume", "end_token": True},
+        r"token_order volume divides z into 4 slabs; the patch grid is \(2, 2, 2\)",
+    ),
+    "token-order-downstream": ({"token_order": "volume"}, "token_order 'volume' is for pretraining"),
     "heads": ({"size": {**SIZE, "num_heads": 5}}, "hidden_size 24 is not divisible by num_heads 5"),
     "six": ({"size": {**SIZE, "hidden_size": 20}}, "hidden_size 20 is not divisible by 6"),
     "volume": ({"image_size": (8, 10, 8)}, r"image_size \(8, 10, 8\) is not divisible by patch_size \(4, 4, 4\)"),

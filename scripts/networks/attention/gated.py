@@ -33,7 +33,9 @@ def branches(mode: str) -> list[str]:
     return ["full"] if mode == "none" else mode.split("+")
 
 
-def build_branch(name: str, grid_size: Sequence[int], dilation: Sequence[int], num_end: int) -> nn.Module:
+def build_branch(
+    name: str, grid_size: Sequence[int], dilation: Sequence[int], num_end: int, slabs: int = 1
+) -> nn.Module:
     """One attention function over ``1 + t*h*w + num_end`` tokens; arguments as for :class:`GatedAttention`."""
     num_tokens = 1 + math.prod(grid_size) + num_end
     if name == "full":
@@ -42,7 +44,7 @@ def build_branch(name: str, grid_size: Sequence[int], dilation: Sequence[int], n
         if len(set(dilation)) > 1:
             raise ValueError(f"sequence attention has one dilation, not one per axis: {tuple(dilation)}")
         return SequenceAttention(num_tokens, dilation[0])
-    return GroupedAttention(grid_size, dilation, num_end, interleaved=name == "grid")
+    return GroupedAttention(grid_size, dilation, num_end, interleaved=name == "grid", slabs=slabs)
 
 
 class ResidualGate(nn.Module):
@@ -92,6 +94,7 @@ class GatedAttention(nn.Module):
             weight beyond plain attention's; ``separate``: the dilated branch has its own, as in the brief's published
             code (kept to load its weights).
         gate_init, gate_learnable: see :class:`ResidualGate`.
+        slabs: of the token order, see :class:`GroupedAttention`.
 
     Shapes: tokens and the result are ``(B, S, hidden)``, ``S = 1 + t*h*w + num_end``.
     """
@@ -110,6 +113,7 @@ class GatedAttention(nn.Module):
         projections: str = "shared",
         gate_init: float = 0.01,
         gate_learnable: bool = True,
+        slabs: int = 1,
     ) -> None:
         super().__init__()
         if hidden_size % num_heads:
@@ -121,11 +125,11 @@ class GatedAttention(nn.Module):
         self.num_heads = num_heads
         self.gated = len(names) == 2
         self.separate = self.gated and projections == "separate"
-        self.branch = build_branch(names[0], grid_size, dilation, num_end)
+        self.branch = build_branch(names[0], grid_size, dilation, num_end, slabs)
         self.qkv = nn.Linear(hidden_size, 3 * hidden_size, bias=False)
         self.out = nn.Linear(hidden_size, hidden_size)
         if self.gated:
-            self.dilated_branch = build_branch(names[1], grid_size, dilation, num_end)
+            self.dilated_branch = build_branch(names[1], grid_size, dilation, num_end, slabs)
             self.gate = ResidualGate(gate_init, gate_learnable)
         if self.separate:
             self.dilated_qkv = nn.Linear(hidden_size, 3 * hidden_size, bias=False)

@@ -24,6 +24,8 @@ class GroupedAttention(nn.Module):
         dilation: ``r`` per axis; must divide ``grid_size``.
         num_end: 1 if an end token stands after the patches, else 0. A start token always stands before them.
         interleaved: True for ``grid``, False for ``local``.
+        slabs: along z, that come one after another in token order, raster within each; 1 is plain raster order. The
+            groups are the same patches whatever the order.
 
     Shapes: query, key, value and the result are ``(B, heads, S, d)``, ``S = 1 + t*h*w + num_end``.
 
@@ -31,7 +33,9 @@ class GroupedAttention(nn.Module):
         ValueError: a grid axis is not a multiple of its dilation (grids are never padded).
     """
 
-    def __init__(self, grid_size: Sequence[int], dilation: Sequence[int], num_end: int, interleaved: bool) -> None:
+    def __init__(
+        self, grid_size: Sequence[int], dilation: Sequence[int], num_end: int, interleaved: bool, slabs: int = 1
+    ) -> None:
         super().__init__()
         if any(r < 1 or n % r for n, r in zip(grid_size, dilation, strict=True)):
             raise ValueError(
@@ -42,6 +46,9 @@ class GroupedAttention(nn.Module):
         self.num_patches = math.prod(grid_size)
         self.num_groups = math.prod(dilation)
         self.num_end = num_end
+        self.slabs = slabs
+        t, h, w = grid_size
+        self.slab_shape = [slabs, t * h, w // slabs]
         split = [(n // r, r) if interleaved else (r, n // r) for n, r in zip(grid_size, dilation, strict=True)]
         self.split_shape = [size for pair in split for size in pair]  # the grid, each axis cut in two
         group_axes, inner_axes = ((1, 3, 5), (0, 2, 4)) if interleaved else ((0, 2, 4), (1, 3, 5))
@@ -53,8 +60,10 @@ class GroupedAttention(nn.Module):
         self.num_scores = self.num_patches * (group_length + num_ends) + num_ends * (self.num_patches + num_ends)
 
     def group(self, patches: Tensor) -> Tensor:
-        """``(B, heads, N, d)`` in raster order to ``(B * groups, heads, N / groups, d)``."""
+        """``(B, heads, N, d)`` in token order to ``(B * groups, heads, N / groups, d)``."""
         batch, heads, _, width = patches.shape
+        if self.slabs > 1:  # to raster order
+            patches = patches.reshape([batch, heads] + self.slab_shape + [width]).transpose(2, 3)
         split = patches.reshape([batch, heads] + self.split_shape + [width])
         axes = [0] + [axis + 2 for axis in self.order[:3]] + [1] + [axis + 2 for axis in self.order[3:]] + [8]
         return split.permute(axes).reshape(batch * self.num_groups, heads, -1, width)
@@ -65,7 +74,11 @@ class GroupedAttention(nn.Module):
         split = grouped.reshape([batch] + self.grouped_shape[:3] + [heads] + self.grouped_shape[3:] + [width])
         split = split.permute(0, 4, 1, 2, 3, 5, 6, 7, 8)  # (B, heads, groups..., inner..., d)
         axes = [0, 1] + [axis + 2 for axis in self.inverse_order] + [8]
-        return split.permute(axes).reshape(batch, heads, self.num_patches, width)
+        patches = split.permute(axes).reshape(batch, heads, self.num_patches, width)
+        if self.slabs > 1:  # to token order
+            slabs, plane, depth = self.slab_shape
+            patches = patches.reshape(batch, heads, plane, slabs, depth, width).transpose(2, 3).flatten(2, 4)
+        return patches
 
     def with_ends(self, tokens: Tensor, grouped: Tensor) -> Tensor:
         """Start and end tokens joined to every group: ``(B * groups, heads, 1 + N / groups + num_end, d)``."""

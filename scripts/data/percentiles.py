@@ -1,0 +1,68 @@
+"""Exact percentiles of many numbers without sorting them all, and the intensity scaling of pretraining samples."""
+
+import numpy as np
+import torch
+
+LOWER, UPPER = 1.0, 99.9  # per cent
+STRIDE = 61  # a prime: every 61st number bounds the tails
+FEW = 4096  # so many numbers are sorted at once
+
+
+def percentiles(values: np.ndarray, lower: float = LOWER, upper: float = UPPER) -> tuple[float, float]:
+    """Two percentiles, linearly interpolated: what ``numpy.percentile`` gives, many times as fast in the tails.
+
+    Every 61st number bounds the tails; these alone are then sorted, so the result is exact.
+
+    Args:
+        values: finite numbers of any shape.
+        lower, upper: in per cent; the first near 0, the second near 100.
+    """
+    flat = values.reshape(-1)
+    below, above = lower / 100 * (flat.size - 1), (1 - upper / 100) * (flat.size - 1)  # places from either end
+    if flat.size <= FEW:
+        low_tail = np.sort(flat)
+        high_tail, low_bound, high_bound = low_tail[::-1], low_tail[-1], low_tail[0]
+    else:
+        sample = np.sort(flat[::STRIDE])
+        low_bound = sample[_bound(below, sample.size, flat.size)]
+        high_bound = sample[-1 - _bound(above, sample.size, flat.size)]
+        tails = np.sort(flat[(flat < low_bound) | (flat > high_bound)])
+        low_tail = tails[: np.searchsorted(tails, low_bound)]
+        high_tail = tails[np.searchsorted(tails, high_bound, "right") :][::-1]
+    near, far = _neighbours(int(below), low_tail, low_bound, flat)
+    low = near + below % 1 * (far - near)
+    near, far = _neighbours(int(above), high_tail, high_bound, flat, from_above=True)
+    return low, near + above % 1 * (far - near)
+
+
+def _bound(place: float, sample_size: int, size: int) -> int:
+    """A place in the sample that most surely lies farther from the end than ``place`` among all: four deviations."""
+    expected = place / size * sample_size
+    return min(int(expected + 4 * np.sqrt(expected) + 3), sample_size - 1)
+
+
+def _neighbours(
+    rank: int, tail: np.ndarray, bound: float, flat: np.ndarray, from_above: bool = False
+) -> tuple[float, float]:
+    """The numbers of this rank and the next, counted from the end whose ordered tail, up to a bound, is given."""
+    following = min(rank + 1, flat.size - 1)
+    if following >= tail.size:  # many numbers equal the bound, or the sample misled
+        if following < tail.size + np.count_nonzero(flat == bound):
+            return float(tail[rank] if rank < tail.size else bound), float(bound)
+        tail = np.sort(flat)[::-1] if from_above else np.sort(flat)
+    return float(tail[rank]), float(tail[following])
+
+
+def scale_by_percentiles(crop: np.ndarray) -> torch.Tensor:
+    """``(C, X, Y, Z)``, each channel's 1 and 99.9 percentiles brought to 0 and 1 and the rest clipped; float32.
+
+    Where both percentiles agree, numbers up to them become 0 and those above 1.
+    """
+    scaled = torch.empty(crop.shape, dtype=torch.float32)
+    for channel, result in zip(crop, scaled, strict=True):
+        low, high = percentiles(channel)
+        if high > low:
+            result.copy_(torch.from_numpy(channel)).sub_(low).mul_(1 / (high - low)).clamp_(0, 1)
+        else:
+            result.copy_(torch.from_numpy(channel > low))
+    return scaled

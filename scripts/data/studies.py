@@ -1,0 +1,52 @@
+"""Studies of several co-registered modalities, as BraTS lays them out: a folder each, a file per modality."""
+
+import logging
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from scripts.data.datalists import image_files
+from scripts.data.reading import volume_suffix
+
+TIMEPOINT = re.compile(r"(?P<patient>.*\d)-\d{3}")  # BraTS-GLI-00005-100: patient BraTS-GLI-00005, timepoint 100
+
+logger = logging.getLogger(__name__)
+
+
+def study_cases(studies_dir: str | Path, modalities: Sequence[str]) -> list[dict[str, Any]]:
+    """The complete studies of a folder: ``{"kind": "contrast", "image": [a path per modality], "patient": name}``.
+
+    A study is a folder (searched for at any depth) with files whose names end in ``-t1n.nii.gz`` or ``_t1n.nii.gz``,
+    for each modality; other files in it are not read. A study that lacks a modality, or has two files of one, is left
+    out with a warning. Its patient is the folder's name, without a BraTS timepoint (``-000``).
+
+    Args:
+        studies_dir: the folder of studies.
+        modalities: the endings, in the order in which a sequence joins them.
+
+    Raises:
+        FileNotFoundError: there is no such folder, or no image in it.
+        ValueError: no study is complete.
+    """
+    studies: dict[Path, dict[str, list[str]]] = {}
+    for file in image_files(studies_dir):
+        ending = re.split("[-_]", file.name.removesuffix(volume_suffix(file) or ""))[-1]
+        if ending in modalities:
+            study = file.parent
+            studies.setdefault(study, {}).setdefault(ending, []).append(str(file))
+    cases = []
+    for folder, found in studies.items():
+        wrong = [f"{len(found.get(name, []))} files of {name}" for name in modalities if len(found.get(name, [])) != 1]
+        if wrong:
+            logger.warning(f"study {folder} is left out: it has {', '.join(wrong)} instead of one")
+            continue
+        match = TIMEPOINT.fullmatch(folder.name)
+        patient = match["patient"] if match else folder.name
+        cases.append({"kind": "contrast", "image": [found[name][0] for name in modalities], "patient": patient})
+    if not cases:
+        raise ValueError(
+            f"studies_dir {studies_dir} holds no folder with a file each for {', '.join(modalities)} "
+            f"({len(studies)} incomplete): files must end in -{modalities[0]}.nii.gz and so on, or pass --modalities"
+        )
+    return cases

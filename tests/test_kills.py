@@ -1,0 +1,191 @@
+"""Real processes are killed at random moments, in one process and in two, and end where an unbroken run does."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from scripts.data.phantoms import write_phantoms
+from tests.conftest import ROOT, SMALL
+
+pytestmark = pytest.mark.slow
+STEPS = 12  # 4 epochs of 3 steps; 6 training cases
+
+
+@pytest.fixture(scope="module")
+def studies(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """6 cases to train on and 2 to validate, so that two processes share them without a rest."""
+    folder = tmp_path_factory.mktemp("phantoms") / "task"
+    write_phantoms(folder, num_training=8, num_test=0, seed=2)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def overlay(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The small network with plain gradient descent in float32: processes differ by rounding alone."""
+    file = tmp_path_factory.mktemp("overlay") / "kills.json"
+    groups = "$[{'params': list(@network_def.parameters()), 'gates': False}]"
+    descent = {"_target_": "torch.optim.SGD", "params": groups, "lr": 0.05}
+    options = {"max_epochs": 4, "validation_share": 0.25, "save_minutes": 0, "precision": "float32"}
+    file.write_text(json.dumps({**SMALL, **options, "optimizer": descent}))
+    return file
+
+
+def start(
+    config: str, studies: Path, overlay: Path, out: Path, processes: int = 1, **options: object
+) -> subprocess.Popen:
+    """A training as users start it, in a session of its own."""
+    names = [f"configs/{config}", *(["configs/multi_gpu_train.json"] if processes > 1 else []), str(overlay)]
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"] if processes > 1 else []
+    words = [
+        sys.executable, "-W", "ignore", *launcher, "-m", "monai.bundle", "run",
+        "pretraining" if config == "pretrain.yaml" else "training", "--config_file", str(names),
+        "--dataset_dir", str(studies), "--output_dir", str(out), "--weights_file", str(out / "model.pt"),
+        *(word for name, value in options.items() for word in (f"--{name}", str(value))),
+    ]  # fmt: skip
+    out.mkdir(parents=True, exist_ok=True)
+    with (out / "log.txt").open("a") as log:
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        return subprocess.Popen(
+            words, cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+        )
+
+
+def last_step(out: Path) -> int:
+    return max((int(file.stem.removeprefix("step_")) for file in (out / "states").glob("step_*.pt")), default=0)
+
+
+def wait_until(process: subprocess.Popen, condition: Callable[[], bool]) -> None:
+    while process.poll() is None and not condition():
+        time.sleep(0.01)
+
+
+def finish(process: subprocess.Popen, out: Path, code: int = 0) -> None:
+    assert process.wait() == code, (out / "log.txt").read_text()[-3000:]
+
+
+def final_state(out: Path) -> dict:
+    return torch.load(out / f"states/step_{STEPS:07d}.pt", weights_only=True)
+
+
+@pytest.mark.parametrize("config", ["train.json", "pretrain.yaml"])
+def test_killed_at_random_moments_it_ends_bit_for_bit_where_an_unbroken_run_does(config, studies, overlay, tmp_path):
+    chance = random.Random(seed := random.SystemRandom().randrange(10**6))
+    print(f"seed of the moments: {seed}")
+    options = {"network_def#dropout": 0.2} if config == "train.json" else {}
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    finish(start(config, studies, overlay, whole, num_workers=1, **options), whole)
+    for step in sorted(chance.sample(range(1, STEPS), 2)):
+        process = start(config, studies, overlay, parts, num_workers=1, resume="auto", **options)
+        wait_until(process, lambda step=step: last_step(parts) >= step)
+        time.sleep(chance.uniform(0, 0.3))
+        os.killpg(process.pid, signal.SIGKILL)
+        print(f"killed after step {last_step(parts)}")
+        process.wait()
+    finish(start(config, studies, overlay, parts, num_workers=1, resume="auto", **options), parts)
+    expected, state = final_state(whole), final_state(parts)
+    assert str(state["optimizer"]) == str(expected["optimizer"])
+    assert state["best_weights"] == expected["best_weights"]
+    for name, tensor in expected["network"].items():
+        assert torch.equal(tensor, state["network"][name]), name
+    best, written = (torch.load(out / "model.pt", weights_only=True) for out in (whole, parts))
+    assert all(torch.equal(tensor, written[name]) for name, tensor in best.items())
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_to_the_whole_group_with_its_data_workers_is_a_clean_stop(number, studies, overlay, tmp_path):
+    process = start("pretrain.yaml", studies, overlay, tmp_path, num_workers=2)
+    wait_until(process, lambda: last_step(tmp_path) >= 2)
+    os.killpg(process.pid, number)
+    finish(process, tmp_path, 128 + number)
+    log = (tmp_path / "log.txt").read_text()
+    assert f"stopped by {number.name} after step {last_step(tmp_path)} of {STEPS}" in log
+    assert "Traceback" not in log
+    finish(start("pretrain.yaml", studies, overlay, tmp_path, resume=True), tmp_path)
+
+
+@pytest.mark.parametrize("config", ["train.json", "pretrain.yaml"])
+def test_one_process_two_and_a_change_between_them_train_the_same_weights(config, studies, overlay, tmp_path):
+    """One process throughout, against two that torchrun is told to stop, then one, then two to the end."""
+    one, mixed = tmp_path / "one", tmp_path / "mixed"
+    finish(start(config, studies, overlay, one, batch_size=2), one)
+
+    process = start(config, studies, overlay, mixed, processes=2, batch_size=1)
+    wait_until(process, lambda: last_step(mixed) >= 2)
+    process.terminate()
+    assert process.wait() != 0
+    assert "stopped by SIGTERM" in (mixed / "log.txt").read_text()
+    assert 2 <= last_step(mixed) < STEPS
+
+    process = start(config, studies, overlay, mixed, batch_size=2, resume=True)
+    before = last_step(mixed)
+    wait_until(process, lambda: last_step(mixed) > before)
+    process.terminate()
+    assert process.wait() in (143, 0)
+    finish(start(config, studies, overlay, mixed, processes=2, batch_size=1, resume=True), mixed)
+
+    expected, state = final_state(one), final_state(mixed)
+    largest = max(tensor.sub(state["network"][name]).abs().max().item() for name, tensor in expected["network"].items())
+    print(f"largest difference of a weight: {largest:.2e}")
+    for name, tensor in expected["network"].items():
+        torch.testing.assert_close(state["network"][name], tensor, rtol=1e-5, atol=1e-5, msg=name)
+    assert state["best_weights"]["best"] == pytest.approx(expected["best_weights"]["best"], rel=1e-4)
+
+
+SRUN = """#!/bin/bash
+# As srun: the command once for each task; as slurmd: SIGUSR1 to every task as soon as there is a state, the first time.
+while [ "${1#--}" != "$1" ]; do shift; done
+for task in 0 1; do
+    SLURM_PROCID=$task SLURM_LOCALID=$task SLURM_NTASKS=2 "$@" &
+    tasks="$tasks $!"
+done
+if [ ! -e signalled ]; then
+    until ls "$OUT"/states/step_*.pt > /dev/null 2>&1; do sleep 0.1; done
+    touch signalled
+    kill -USR1 $tasks
+fi
+highest=0
+for task in $tasks; do
+    wait $task
+    code=$?
+    [ $code -gt $highest ] && highest=$code
+done
+exit $highest
+"""
+SCONTROL = """#!/bin/bash
+if [ "$1" = show ]; then echo localhost; else echo "$@" >> requeued; fi
+"""
+
+
+def test_the_slurm_script_requeues_when_time_is_over_and_then_goes_on(studies, overlay, tmp_path):
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    python = f'#!/bin/bash\nexec {sys.executable} -W ignore "$@"\n'
+    for name, text in {"srun": SRUN, "scontrol": SCONTROL, "python": python}.items():
+        for note in ("signalled", "requeued"):
+            text = text.replace(note, str(tmp_path / note))
+        (programs / name).write_text(text)
+        (programs / name).chmod(0o755)
+    script = tmp_path / "job.sh"
+    script.write_text((ROOT / "examples/pretrain.slurm").read_text().replace("configs/base.json", str(overlay)))
+    environment = {
+        **os.environ,
+        "PATH": f"{programs}:{os.environ['PATH']}",
+        "OUT": str(tmp_path / "out"),
+        "SLURM_JOB_ID": str(random.SystemRandom().randrange(20000)),
+        "SLURM_JOB_NODELIST": "localhost",
+    }
+    command = ["bash", str(script), str(studies), str(tmp_path / "out"), "--batch_size", "1", "--num_workers", "1"]
+    for code in (138, 0):
+        result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+        assert result.returncode == code, result.stdout[-3000:] + result.stderr[-3000:]
+        assert (tmp_path / "requeued").read_text() == f"requeue {environment['SLURM_JOB_ID']}\n"
+    assert last_step(tmp_path / "out") == STEPS
