@@ -13,7 +13,11 @@ from monai.bundle import ConfigParser
 from tests.conftest import ROOT
 
 CONFIGS = ROOT / "configs"
-WORKFLOWS = ("train.json", "pretrain.yaml", "inference.json", "evaluate.json")
+WORKFLOWS = ("train.json", "pretrain.yaml", "inference.json", "evaluate.json", "classify.json", "evaluate_classes.json")
+EVALUATION = {  # ids that an evaluation has beyond its training
+    "part", "worst_pictures", "evaluated_cases", "preprocessing", "postprocessing", "inferer", "dataset", "sampler",
+    "dataloader", "handlers", "evaluator", "key_metric",
+}  # fmt: skip
 SCHEMA = json.loads((ROOT / "tests/metadata_schema.json").read_text())
 METADATA = json.loads((CONFIGS / "metadata.json").read_text())
 ABSOLUTE = re.compile(r"^(/|~|[A-Za-z]:[\\/])|(?<!@bundle_root \+ )['\"](/|~|[A-Za-z]:[\\/])\w+/")
@@ -39,7 +43,7 @@ def strings(value: object) -> Iterator[str]:
 # One network in all workflows
 
 
-@pytest.mark.parametrize("key", ["network_def", "spacing", "roi_size", "num_classes", "in_channels"])
+@pytest.mark.parametrize("key", ["network_def", "spacing", "roi_size", "num_classes", "in_channels", "intensity"])
 def test_training_and_inference_declare_the_same(key):
     assert load("train.json")[key] == load("inference.json")[key]
 
@@ -58,11 +62,19 @@ def test_pretraining_builds_the_backbone_that_training_starts_from():
         assert pretraining[name] == training[name], name
 
 
-@pytest.mark.parametrize("overlay", ["demo.json", "base.json"])
+@pytest.mark.parametrize("overlay", ["demo.json", "base.json", "exported.json"])
 def test_every_id_of_an_overlay_exists_in_a_workflow(overlay):
     parsers = [ConfigParser(load(name)) for name in WORKFLOWS]
     unknown = [name for name in load(overlay) if not any(name in parser for parser in parsers)]
     assert unknown == []
+
+
+def test_every_id_that_a_config_is_laid_over_exists_below_it():
+    for files in (["train.json", "classify.json"], ["train.json", "classify.json", "evaluate_classes.json"]):
+        names = {name.lstrip("+") for name in load(files[-1])}
+        below = set(ConfigParser.load_config_files([str(CONFIGS / file) for file in files[:-1]]))
+        new = {"classify.json": {"classes", "patience", "turn_probability", "early_stop"}}.get(files[-1], EVALUATION)
+        assert names - below == new
 
 
 # Paths

@@ -25,7 +25,14 @@ def _existing_folder(folder: str | Path) -> Path:
     return path
 
 
-def _read_task(folder: Path) -> dict:
+def read_task(dataset_dir: str | Path) -> dict:
+    """The content of an MSD task's ``dataset.json``.
+
+    Raises:
+        FileNotFoundError: there is no such folder, or no ``dataset.json`` in it.
+        ValueError: the file is not JSON, or holds no object.
+    """
+    folder = _existing_folder(dataset_dir)
     file = folder / "dataset.json"
     if not file.is_file():
         raise FileNotFoundError(
@@ -41,7 +48,7 @@ def _read_task(folder: Path) -> dict:
 
 
 def _task_entries(folder: Path) -> list:
-    entries = _read_task(folder).get("training", [])
+    entries = read_task(folder).get("training", [])
     if not entries:
         raise ValueError(f"{folder / 'dataset.json'} lists no case under 'training': there is nothing to learn from")
     return entries
@@ -107,21 +114,9 @@ def image_files(dataset_dir: str | Path) -> list[Path]:
     return files
 
 
-def inference_cases(dataset_dir: str | Path) -> list[Case]:
-    """The images of a folder as ``{"image": path}``; see :func:`image_files`.
-
-    Raises:
-        FileNotFoundError: there is no such folder, or no image in it.
-        ValueError: two images would write the same mask (``a.nii`` beside ``a.nii.gz``).
-    """
-    files = image_files(dataset_dir)
-    stems: dict[Path, Path] = {}
-    for file in files:
-        stem = file.with_name(file.name.removesuffix(".gz").removesuffix(".nii"))
-        if stem in stems:
-            raise ValueError(f"{stems[stem]} and {file} would write the same mask: rename one of them")
-        stems[stem] = file
-    return [{"image": str(file)} for file in files]
+def case_name(path: str | Path) -> str:
+    """The file's name without its ending: ``a/b.nii.gz`` is case ``b``."""
+    return Path(path).name.removesuffix(".gz").removesuffix(".nii")
 
 
 def split_cases(cases: Sequence[Case], validation_share: float, seed: int, part: str) -> list[Case]:
@@ -167,6 +162,32 @@ def label_subset(cases: Sequence[Case], label_ratio: float, seed: int) -> list[C
     return [cases[i] for i in sorted(order[: max(round(len(cases) * label_ratio), 1)])]
 
 
+def labelled_part(
+    dataset_dir: str | Path,
+    num_classes: int,
+    validation_share: float,
+    seed: int,
+    part: str,
+    label_ratio: float = 1.0,
+) -> list[Case]:
+    """The labelled cases of an MSD task that a run works on.
+
+    Args:
+        dataset_dir: the task.
+        num_classes: of the network.
+        validation_share: share held out; see :func:`split_cases`.
+        seed: draws the split, and the subset.
+        part: ``training``, ``validation`` or ``all``.
+        label_ratio: share of the part that is used; see :func:`label_subset`.
+
+    Raises:
+        FileNotFoundError: see :func:`labelled_cases`.
+        ValueError: see these functions and :func:`check_label_names`.
+    """
+    check_label_names(dataset_dir, num_classes)
+    return label_subset(split_cases(labelled_cases(dataset_dir), validation_share, seed, part), label_ratio, seed)
+
+
 def check_label_names(dataset_dir: str | Path, num_classes: int) -> None:
     """Refuse a task whose ``dataset.json`` names another number of labels than the network has classes.
 
@@ -174,12 +195,23 @@ def check_label_names(dataset_dir: str | Path, num_classes: int) -> None:
         ValueError: names both numbers.
     """
     folder = _existing_folder(dataset_dir)
-    names = _read_task(folder).get("labels", {})
+    names = read_task(folder).get("labels", {})
     if names and len(names) != num_classes:
         raise ValueError(
             f"{folder / 'dataset.json'} names {len(names)} labels ({', '.join(map(str, names.values()))}), "
             f"num_classes is {num_classes}: pass --num_classes {len(names)}"
         )
+
+
+def label_names(dataset_dir: str | Path, num_classes: int) -> list[str]:
+    """The names of the labels 1, 2, ... of an MSD task; ``label 1``, ... where ``dataset.json`` has none.
+
+    Raises:
+        ValueError: see :func:`check_label_names`.
+    """
+    check_label_names(dataset_dir, num_classes)
+    names = read_task(dataset_dir).get("labels", {})
+    return [str(names.get(str(value), f"label {value}")) for value in range(1, num_classes)]
 
 
 def check_case(case: Case, num_classes: int) -> str | None:
@@ -214,8 +246,10 @@ def check_cases(cases: Sequence[Case], num_classes: int) -> None:
     """Check every labelled case before a run; see :func:`check_case`.
 
     Raises:
-        ValueError: names every case that does not fit, and why.
+        ValueError: there is no case; or it names every case that does not fit, and why.
     """
+    if not cases:
+        raise ValueError("there is no labelled case to work on: label one first")
     with ThreadPool() as pool:
         results = pool.imap(lambda case: check_case(case, num_classes), cases)
         problems = [p for p in tqdm(results, total=len(cases), desc="checking labels", leave=False) if p]
