@@ -5,9 +5,9 @@ RUN := $(BIN)/python -W ignore -m monai.bundle run
 DEMO := demo
 LABEL := .venv-label
 
-.PHONY: demo test test-slow test-label lint clean
+.PHONY: bundle demo notebook test test-slow test-label lint clean
 
-.venv/installed: requirements.txt requirements-dev.txt constraints.txt
+.venv/installed: requirements.txt requirements-export.txt requirements-dicom.txt requirements-dev.txt constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet -r requirements-dev.txt -c constraints.txt
 	touch $@
@@ -47,6 +47,12 @@ test-label: $(LABEL)/installed
 lint: .venv/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
+
+bundle:
+	$(PYTHON) -m scripts.release
+
+notebook: .venv/installed  # runs docs/quickstart.ipynb and stores what it shows
+	$(BIN)/jupyter execute --inplace --NotebookClient.record_timing=False docs/quickstart.ipynb
 
 clean:
 	rm -rf .venv $(LABEL) $(DEMO) runs

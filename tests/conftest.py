@@ -19,6 +19,8 @@ SMALL = {
     "spacing": [8.0, 8.0, 8.0],
     "roi_size": [16, 16, 16],
     "sample_size": [8, 8, 8],
+    "patch_size": 4,
+    "attention": "local+grid",
     "network_size": {"hidden_size": 24, "num_layers": 2, "num_heads": 2},
     "batch_size": 2,
     "num_workers": 0,

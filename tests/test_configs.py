@@ -66,7 +66,7 @@ def test_pretraining_builds_the_backbone_that_training_starts_from():
         assert pretraining[name] == training[name], name
 
 
-@pytest.mark.parametrize("overlay", ["demo.json", "base.json"])
+@pytest.mark.parametrize("overlay", ["demo.json", "base.json", "exported.json"])
 def test_every_id_of_an_overlay_exists_in_a_workflow(overlay):
     parsers = [ConfigParser(load(name)) for name in WORKFLOWS]
     unknown = [name for name in load(overlay) if not any(name in parser for parser in parsers)]

@@ -12,7 +12,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from ignite.engine import Engine
+from ignite.engine import Engine, Events
 from monai.bundle import ConfigWorkflow
 from monai.engines import IterationEvents
 from PIL import Image
@@ -160,8 +160,10 @@ def test_a_run_killed_within_an_epoch_and_resumed_ends_where_an_unbroken_one_doe
     with pytest.raises(Killed):
         killed.run()
     resumed = make("parts", resume="auto")
-    assert resumed.trainer.state.iteration == 6
+    steps: list[int] = []
+    resumed.trainer.add_event_handler(Events.ITERATION_COMPLETED, lambda engine: steps.append(engine.state.iteration))
     resumed.run()
+    assert steps == [7, 8]
     assert resumed.trainer.state.iteration == unbroken.trainer.state.iteration == 8
     for name, tensor in unbroken.network_def.state_dict().items():
         assert torch.equal(tensor, resumed.network_def.state_dict()[name]), name

@@ -119,23 +119,6 @@ def case_name(path: str | Path) -> str:
     return Path(path).name.removesuffix(".gz").removesuffix(".nii")
 
 
-def inference_cases(dataset_dir: str | Path) -> list[Case]:
-    """The images of a folder as ``{"image": path}``; see :func:`image_files`.
-
-    Raises:
-        FileNotFoundError: there is no such folder, or no image in it.
-        ValueError: two images would write the same mask (``a.nii`` beside ``a.nii.gz``).
-    """
-    files = image_files(dataset_dir)
-    stems: dict[Path, Path] = {}
-    for file in files:
-        stem = file.with_name(case_name(file))
-        if stem in stems:
-            raise ValueError(f"{stems[stem]} and {file} would write the same mask: rename one of them")
-        stems[stem] = file
-    return [{"image": str(file)} for file in files]
-
-
 def split_cases(cases: Sequence[Case], validation_share: float, seed: int, part: str) -> list[Case]:
     """The training or the validation part of the cases, drawn by case with a fixed seed.
 

@@ -270,7 +270,7 @@ class TrainingState:
             try:
                 item.load_state_dict(state[name])
             except (KeyError, RuntimeError, ValueError) as error:
-                raise ValueError(f"{file} is the state of another {name}: {error}") from error
+                raise ValueError(f"{file} is the state of another {name}: {error}") from None
         steps = trainer["iteration"] % trainer["epoch_length"]
         epoch = trainer["iteration"] // trainer["epoch_length"] + 1
         self.loader.sampler.skip(epoch, steps * self.loader.batch_size)

@@ -13,7 +13,6 @@ from scripts.data.datalists import (
     check_cases,
     check_label_names,
     image_files,
-    inference_cases,
     label_subset,
     labelled_cases,
     scans,
@@ -22,7 +21,7 @@ from scripts.data.datalists import (
 
 NAMES = ("delta", "alpha", "echo", "bravo", "charlie", "hotel", "golf", "foxtrot")  # not in alphabetical order
 CASES = [{"image": f"{number}.nii.gz"} for number in range(20)]
-READERS = pytest.mark.parametrize("read", [labelled_cases, scans, image_files, inference_cases])
+READERS = pytest.mark.parametrize("read", [labelled_cases, scans, image_files])
 
 
 def touch(*files: Path) -> None:
@@ -61,7 +60,7 @@ def test_images_of_nested_folders_are_found_and_other_files_left_out(tmp_path):
     images = [tmp_path / "a.nii", tmp_path / "ward/b.nii.gz", tmp_path / "ward/old/c.nii.gz"]
     touch(*images, tmp_path / "ward/report.txt", tmp_path / "ward/volume.nii.gz.part")
     assert image_files(tmp_path) == images
-    assert scans(tmp_path) == inference_cases(tmp_path) == [{"image": str(file)} for file in images]
+    assert scans(tmp_path) == [{"image": str(file)} for file in images]
 
 
 def test_files_that_macos_leaves_beside_images_are_ignored(tmp_path):
@@ -147,23 +146,11 @@ def test_a_scan_that_a_task_lists_and_lacks_is_named(listed):
         scans(listed)
 
 
-@pytest.mark.parametrize("read", [scans, image_files, inference_cases])
+@pytest.mark.parametrize("read", [scans, image_files])
 def test_a_folder_without_images_is_named_with_the_endings_searched(read, tmp_path):
     touch(tmp_path / "._x.nii.gz", tmp_path / "report.txt")
     with pytest.raises(FileNotFoundError, match=rf"{tmp_path} holds no image \(.nii or .nii.gz\)"):
         read(tmp_path)
-
-
-def test_two_images_that_would_write_the_same_mask_are_refused_by_name(tmp_path):
-    touch(tmp_path / "ward/a.nii", tmp_path / "ward/a.nii.gz")
-    with pytest.raises(ValueError, match="would write the same mask: rename one of them") as caught:
-        inference_cases(tmp_path)
-    assert all(str(tmp_path / name) in str(caught.value) for name in ("ward/a.nii ", "ward/a.nii.gz "))
-
-
-def test_images_of_one_name_in_different_folders_are_different_cases(tmp_path):
-    touch(tmp_path / "first/a.nii.gz", tmp_path / "second/a.nii.gz")
-    assert len(inference_cases(tmp_path)) == 2
 
 
 # The split
