@@ -43,14 +43,19 @@ def save(path: Path, array: np.ndarray, affine: np.ndarray, codes: str = "RAS") 
     nib.save(image.as_reoriented(turn), path)
 
 
-def write_studies(folder: Path, labels: Path) -> None:
-    """Images ``case_N`` with labels beside, one smaller than the crop; the first in other orientations; odd grids."""
-    affine = np.diag([1.0, 1.0, 1.0, 1.0])
+def write_cases(folder: Path, labels: Path) -> None:
+    """Images ``case_N`` with labels beside; the second one is smaller than the crop."""
+    affine = np.eye(4)
     for number in range(NUM_CASES):
         shape = (20, 24, 18) if number == 1 else (36, 50, 34)
         image, label = hippocampus_like(number, shape)
         save(folder / f"case_{number}.nii.gz", image, affine)
         save(labels / f"case_{number}.nii.gz", label, affine)
+
+
+def write_odd_grids(folder: Path) -> None:
+    """The first case in other orientations, an oblique image of another spacing, one of whole numbers."""
+    affine = np.eye(4)
     image, _ = hippocampus_like(0, (36, 50, 34))
     for codes in ORIENTATIONS[1:]:
         save(folder / f"turned_{codes}.nii.gz", image, affine, codes)
@@ -100,6 +105,9 @@ class Server:
             files, data = {"label": (path.name, file)}, {"params": json.dumps(params)}
             return requests.put(f"{self.url}/datastore/label?image={image}", files=files, data=data, timeout=60)
 
+    def delete_label(self, image: str) -> None:
+        requests.delete(f"{self.url}/datastore/label?id={image}&tag=final", timeout=60).raise_for_status()
+
     def train(self, **request: object) -> dict:
         """Train, wait for the end, and return what the server says of it."""
         assert self.post("/train/digar", json=request).status_code == 200
@@ -134,7 +142,7 @@ def copy_bundle(target: Path) -> Path:
 
 def run_server(folder: Path, bundle: Path, app: Path, options: list[str]) -> Iterator[Server]:
     """Start a server, wait until it answers, hand it out, and stop it by its own process id."""
-    write_studies(folder / "studies", folder / "labels")
+    write_cases(folder / "studies", folder / "labels")
     port = free_port()
     command = [
         sys.executable, "-m", "monailabel.main", "start_server", "--app", str(app), "--studies",
@@ -166,6 +174,7 @@ def stock(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """MONAI Label's own ``monaibundle`` app, as it comes, with the bundle linked as ``model/digar``."""
     folder = tmp_path_factory.mktemp("stock")
     bundle = copy_bundle(folder / "bundle")
+    write_odd_grids(folder / "studies")
     download = ["-m", "monailabel.main", "apps", "--download", "--name", "monaibundle", "--output", "apps"]
     subprocess.run([sys.executable, *download], cwd=folder, check=True, capture_output=True)
     app = folder / "apps" / "monaibundle"
