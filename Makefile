@@ -3,8 +3,9 @@ PYTHON ?= python3
 BIN := .venv/bin
 RUN := $(BIN)/python -W ignore -m monai.bundle run
 DEMO := demo
+LABEL := .venv-label
 
-.PHONY: bundle demo notebook test test-slow lint clean
+.PHONY: bundle demo notebook test test-slow test-label lint clean
 
 .venv/installed: requirements.txt requirements-export.txt requirements-dicom.txt requirements-dev.txt constraints.txt
 	$(PYTHON) -m venv .venv
@@ -32,6 +33,17 @@ test: .venv/installed
 test-slow: .venv/installed
 	$(BIN)/python -m pytest -q -m slow
 
+# MONAI Label's dependencies do not go together with the bundle's own: docs/monailabel.md
+$(LABEL)/installed: requirements.txt apps/digar/requirements.txt apps/digar/requirements-no-deps.txt
+	$(PYTHON) -m venv $(LABEL)
+	$(LABEL)/bin/python -m pip install --quiet -r apps/digar/requirements.txt pytest
+	$(LABEL)/bin/python -m pip install --quiet --no-deps -r apps/digar/requirements-no-deps.txt
+	$(LABEL)/bin/python tests/label/torchvision_beside_cpu.py
+	touch $@
+
+test-label: $(LABEL)/installed
+	$(LABEL)/bin/python -m pytest -q -m label tests/label
+
 lint: .venv/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -43,4 +55,4 @@ notebook: .venv/installed  # runs docs/quickstart.ipynb and stores what it shows
 	$(BIN)/jupyter execute --inplace --NotebookClient.record_timing=False docs/quickstart.ipynb
 
 clean:
-	rm -rf .venv $(DEMO) runs
+	rm -rf .venv $(LABEL) $(DEMO) runs

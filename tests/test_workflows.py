@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import monai.bundle
 import nibabel as nib
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from monai.bundle import ConfigWorkflow
 from monai.engines import IterationEvents
 from PIL import Image
 
+from scripts.data.datalists import labelled_cases
 from scripts.data.phantoms import LABELS
 from tests.conftest import ROOT
 
@@ -182,6 +184,38 @@ def test_resuming_with_other_batches_is_refused(task: Path, small_overlay: str, 
 def test_without_validation_cases_the_last_weights_are_written(task: Path, small_overlay: str, tmp_path: Path) -> None:
     train(task, small_overlay, tmp_path, validation_share=0)
     assert (tmp_path / "model.pt").is_file()
+
+
+@pytest.mark.parametrize("run_id", ["run", ""], ids=["run", "what 3D Slicer sends"])
+def test_a_training_on_given_cases_runs_once(run_id: str, task: Path, small_overlay: str, tmp_path: Path) -> None:
+    """As MONAI Label starts it: lists of cases and no task folder; an empty run_id is the whole config."""
+    weights = tmp_path / "model.pt"
+    weights.write_bytes(b"former")
+    monai.bundle.run(
+        run_id=run_id,
+        meta_file=META,
+        config_file=[str(ROOT / "configs/train.json"), small_overlay],
+        bundle_root=str(ROOT),
+        output_dir=str(tmp_path),
+        weights_file=str(weights),
+        **{
+            "train#dataset#data": labelled_cases(task)[:3],
+            "validate#dataset#data": [],
+            "train#trainer#max_epochs": 2,
+        },
+    )
+    assert [file.read_bytes() for file in (tmp_path / "former").iterdir()] == [b"former"]
+    state = torch.load(tmp_path / "states" / "step_0000004.pt", weights_only=True)["trainer"]
+    assert (state["epoch_length"], state["max_epochs"]) == (2, 2)
+    assert torch.load(weights, weights_only=True)
+
+
+def test_the_learning_rate_ends_with_the_trainer(task: Path, small_overlay: str, tmp_path: Path) -> None:
+    options = {"dataset_dir": str(task), "output_dir": str(tmp_path), "train#trainer#max_epochs": 7}
+    flow = workflow(["train.json"], small_overlay, "training", "training", **options)
+    flow.initialize()
+    assert flow.parser.get_parsed_content("total_steps") == 7 * 2
+    flow.finalize()
 
 
 def test_pretraining_writes_weights_that_training_starts_from(

@@ -162,6 +162,32 @@ def label_subset(cases: Sequence[Case], label_ratio: float, seed: int) -> list[C
     return [cases[i] for i in sorted(order[: max(round(len(cases) * label_ratio), 1)])]
 
 
+def labelled_part(
+    dataset_dir: str | Path,
+    num_classes: int,
+    validation_share: float,
+    seed: int,
+    part: str,
+    label_ratio: float = 1.0,
+) -> list[Case]:
+    """The labelled cases of an MSD task that a run works on.
+
+    Args:
+        dataset_dir: the task.
+        num_classes: of the network.
+        validation_share: share held out; see :func:`split_cases`.
+        seed: draws the split, and the subset.
+        part: ``training``, ``validation`` or ``all``.
+        label_ratio: share of the part that is used; see :func:`label_subset`.
+
+    Raises:
+        FileNotFoundError: see :func:`labelled_cases`.
+        ValueError: see these functions and :func:`check_label_names`.
+    """
+    check_label_names(dataset_dir, num_classes)
+    return label_subset(split_cases(labelled_cases(dataset_dir), validation_share, seed, part), label_ratio, seed)
+
+
 def check_label_names(dataset_dir: str | Path, num_classes: int) -> None:
     """Refuse a task whose ``dataset.json`` names another number of labels than the network has classes.
 
@@ -220,8 +246,10 @@ def check_cases(cases: Sequence[Case], num_classes: int) -> None:
     """Check every labelled case before a run; see :func:`check_case`.
 
     Raises:
-        ValueError: names every case that does not fit, and why.
+        ValueError: there is no case; or it names every case that does not fit, and why.
     """
+    if not cases:
+        raise ValueError("there is no labelled case to work on: label one first")
     with ThreadPool() as pool:
         results = pool.imap(lambda case: check_case(case, num_classes), cases)
         problems = [p for p in tqdm(results, total=len(cases), desc="checking labels", leave=False) if p]

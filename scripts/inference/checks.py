@@ -35,6 +35,7 @@ class CheckedReader(ImageReader):
             volume by itself.
         nonfinite_share: NaN and infinite voxels are replaced by the smallest finite one up to this share of a channel.
         training_range: what the network has seen, see :mod:`scripts.inference.training_range`; None warns of nothing.
+        memory_share: of the memory there is, that a volume may need.
 
     Raises:
         VolumeError: from :meth:`read`, with the file and the reason.
@@ -50,6 +51,7 @@ class CheckedReader(ImageReader):
         volumes_4d: str = "refuse",
         nonfinite_share: float = 0.01,
         training_range: Mapping[str, Any] | None = None,
+        memory_share: float = 1.0,
     ) -> None:
         if volumes_4d not in FOUR_D:
             raise ValueError(f"volumes_4d {volumes_4d!r} must be one of {', '.join(FOUR_D)}")
@@ -60,6 +62,7 @@ class CheckedReader(ImageReader):
         self.each = volumes_4d == "each" and in_channels == 1
         self.nonfinite_share = nonfinite_share
         self.training_range = training_range
+        self.memory_share = memory_share
 
     def verify_suffix(self, filename: Sequence[str | Path] | str | Path) -> bool:
         """Every file is tried: what is no volume is refused when it is read."""
@@ -111,7 +114,7 @@ class CheckedReader(ImageReader):
             header.shape, channels, header.dtype.itemsize, working, self.num_classes, self.roi_size
         )  # fmt: skip
         there_is = available_memory()
-        if need > there_is:
+        if need > self.memory_share * there_is:
             raise TooLargeError(
                 header.path,
                 f"its {'x'.join(map(str, header.shape))} voxels need about {need / GIB:.1f} GiB of memory, there are "
@@ -159,6 +162,8 @@ def _refuse_other_grids(headers: Sequence[Header]) -> None:
 class LoadVolumed(LoadImaged):
     """MONAI's LoadImaged with a :class:`CheckedReader`, whose errors reach the caller as they are.
 
+    Where the data hold a true ``beside_others``, a volume may need half of the memory there is at most.
+
     Args:
         keys: of the paths; a list of paths becomes the channels of one volume.
         reader_options: see :class:`CheckedReader`.
@@ -166,10 +171,11 @@ class LoadVolumed(LoadImaged):
 
     def __init__(self, keys: str | Sequence[str], **reader_options: Any) -> None:
         self.checked_reader = CheckedReader(**reader_options)
+        self.modest_reader = CheckedReader(**reader_options, memory_share=0.5)
         super().__init__(keys, reader=self.checked_reader, image_only=True, ensure_channel_first=True)
 
     def __call__(self, data: Mapping[Hashable, Any], reader: ImageReader | None = None) -> dict[Hashable, Any]:
-        return super().__call__(data, reader or self.checked_reader)
+        return super().__call__(data, self.modest_reader if data.get("beside_others") else self.checked_reader)
 
 
 # The training range

@@ -1,15 +1,17 @@
 """A network over a folder of images: reading, network, and inverting with writing go on at the same time.
 
-Three threads, joined by bounded queues: one reads and prepares the next image, one runs the network and hands its
-logits over slab by slab, one brings them back to the image's grid and writes the mask. What goes wrong with a file is
-its row in the report; what goes wrong with a thread ends the run.
+Threads joined by bounded queues: one reads and prepares the next image, one (on a CPU one per core, so that small
+images share them) runs the network and hands its logits over slab by slab, one brings them back to the image's grid and
+writes the mask. What goes wrong with a file is its row in the report; what goes wrong with a thread ends the run.
 """
 
 import contextlib
 import datetime
+import functools
 import json
 import logging
 import os
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -134,7 +136,7 @@ class FolderEvaluator(Engine):
 
         Raises:
             OSError: the output folder cannot be written.
-            KeyboardInterrupt: after the reports are written.
+            KeyboardInterrupt: by Ctrl-C or SIGTERM, after the reports are written.
         """
         started = time.time()
         weights = file_hash(self.weights_file)
@@ -154,7 +156,7 @@ class FolderEvaluator(Engine):
             logger.info("%d of %d masks are there already", len(self.outcomes), len(self.outcomes) + len(pending))
         try:
             if pending:
-                with contextlib.closing(self._finished_images(pending)) as outcomes:
+                with _interrupted_by_sigterm(), contextlib.closing(self._finished_images(pending)) as outcomes:
                     super().run(outcomes, max_epochs=1, epoch_length=len(pending))
         finally:
             self._wait_for_others()
@@ -199,18 +201,17 @@ class FolderEvaluator(Engine):
         stop = threading.Event()
         to_network, to_writing, finished = (Passage(depth, stop) for depth in (WAITING, WAITING, 0))
         errors: list[BaseException] = []
+        self.network.eval()
         progress = {"passed": 0, "ended": 0}  # each written by one thread alone
-        num_threads = torch.get_num_threads()
-        stages = {
-            "reading": lambda: self._read(pending, to_network, finished, progress, stop),
-            "network": lambda: self._infer(to_network, to_writing),
-            "writing": lambda: self._write(to_writing, finished, progress),
-        }
+        reading = functools.partial(self._read, pending, to_network, finished, progress, stop)
+        network = functools.partial(self._infer, to_network, to_writing)
+        writing = functools.partial(self._write, to_writing, finished, progress)
+        at_once = self.inferer.threads if self.device.type == "cpu" else 1  # small images share the threads
 
-        def guarded(name: str) -> None:
+        def guarded(stage: Callable[[], None]) -> None:
             try:
-                torch.set_num_threads(num_threads if name == "network" else 1)  # a thread's own setting
-                stages[name]()
+                torch.set_num_threads(1)  # a thread's own setting: the stages are beside each other
+                stage()
             except Stopped:
                 pass
             except BaseException as error:
@@ -218,7 +219,10 @@ class FolderEvaluator(Engine):
                 stop.set()
                 raise
 
-        threads = [threading.Thread(target=guarded, args=(name,), name=name, daemon=True) for name in stages]
+        threads = [
+            threading.Thread(target=guarded, args=(stage,), name=f"stage {number}", daemon=True)
+            for number, stage in enumerate([reading, *[network] * at_once, writing])
+        ]
         for thread in threads:
             thread.start()
         try:
@@ -245,13 +249,13 @@ class FolderEvaluator(Engine):
             try:
                 state = input_state(case["image"])
                 try:
-                    prepared = self.dataset[index]
+                    prepared = self.dataset.transform({**case, "beside_others": True})
                 except FILE_ERRORS as error:
                     if not isinstance(root_cause(error), TooLargeError):
                         raise
                     while progress["passed"] > progress["ended"] and not stop.is_set():
                         time.sleep(0.05)  # memory that images before it still hold
-                    prepared = self.dataset[index]
+                    prepared = self.dataset.transform(case)
             except FILE_ERRORS as error:
                 finished.put(self._failure(case, error, seconds={"reading": time.monotonic() - began}))
                 continue
@@ -259,12 +263,11 @@ class FolderEvaluator(Engine):
             streams = [SlabStream(stop) for _ in range(image.shape[0] // self.in_channels)]
             progress["passed"] += 1
             to_network.put(Work(case, state, image, streams, {"reading": time.monotonic() - began}))
-        to_network.put(None)
 
     @torch.inference_mode()
     def _infer(self, to_network: Passage, to_writing: Passage) -> None:
-        self.network.eval()
-        while (work := to_network.get()) is not None:
+        while True:
+            work: Work = to_network.get()
             to_writing.put(work)
             began = time.monotonic()
             for stream, volume in zip(work.streams, work.image.split(self.in_channels), strict=True):
@@ -276,10 +279,10 @@ class FolderEvaluator(Engine):
                 except FILE_ERRORS as error:
                     stream.put(error)
             work.seconds["network"] = time.monotonic() - began
-        to_writing.put(None)
 
     def _write(self, to_writing: Passage, finished: Passage, progress: dict[str, int]) -> None:
-        while (work := to_writing.get()) is not None:
+        while True:
+            work: Work = to_writing.get()
             began = time.monotonic()
             try:
                 outcome = self._finish(work)
@@ -359,6 +362,20 @@ class FolderEvaluator(Engine):
         rounded = {name: round(value, 3) for name, value in (seconds or {}).items()}
         run = self.journal.run
         return Outcome(case["name"], FAILED, reason, seconds=rounded, run=run, ended=time.time())
+
+
+@contextlib.contextmanager
+def _interrupted_by_sigterm() -> Iterator[None]:
+    """What schedulers send ends the run as Ctrl-C does, unless the program around it has an answer of its own."""
+    mine = threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    if not mine:
+        yield
+        return
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _array_on_disk(path: Path, shape: tuple[int, ...]) -> np.memmap:

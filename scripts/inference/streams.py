@@ -8,8 +8,8 @@ from typing import Any
 PATIENCE = 0.1  # seconds between looks at whether the run stops
 
 
-class Stopped(Exception):
-    """The run is stopping."""
+class Stopped(BaseException):
+    """The run is stopping. No Exception, so that it passes through MONAI's transforms, which wrap those."""
 
 
 class Passage:

@@ -3,12 +3,16 @@
 The sums are those of MONAI's ``SlidingWindowInferer`` in mode ``gaussian``; what differs is that logits of all classes
 never exist for the whole volume, that windows without any foreground are left out, and what happens when a GPU's memory
 runs out: fewer windows at once, then sums on the CPU.
+
+On a CPU as many windows are computed at the same time as PyTorch has threads, each by a thread of its own: that takes
+less time than all threads together on one window after the other, and more than one volume can share them.
 """
 
 import itertools
 import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,7 +49,7 @@ class WindowInferer(Inferer):
 
     Args:
         roi_size: the network's window in voxels.
-        window_batch: windows that the network takes at once.
+        window_batch: windows that the network takes in one call. On a CPU one is fastest: more do not fit its caches.
         overlap: of neighbouring windows, a share of their size in [0, 1).
         precision: ``bfloat16`` or ``float32``, see :mod:`scripts.precision`.
         foreground: windows whose every ``POOL``-voxel cube has a mean at or below this are background unseen; None
@@ -60,7 +64,7 @@ class WindowInferer(Inferer):
     def __init__(
         self,
         roi_size: Sequence[int],
-        window_batch: int = 2,
+        window_batch: int = 1,
         overlap: float = 0.25,
         precision: str = "float32",
         foreground: float | None = None,
@@ -77,6 +81,8 @@ class WindowInferer(Inferer):
         self.overlap = overlap
         self.dtype = PRECISIONS[precision]
         self.foreground = foreground
+        self.threads = torch.get_num_threads()
+        self.pool = ThreadPoolExecutor(self.threads, "windows", initializer=torch.set_num_threads, initargs=(1,))
         self.flips = [
             axes for count in range(len(mirroring) + 1) for axes in itertools.combinations(sorted(mirroring), count)
         ]
@@ -117,26 +123,32 @@ class WindowInferer(Inferer):
                 yield Slab(axis, slab.start + first - before[axis], slab.logits[(slice(None), *kept)])
 
     def _padded_slabs(self, image: Tensor, network: Network, device: torch.device, axis: int) -> Iterator[Slab]:
-        layers = self._layers(image, axis)
+        at_once = self.threads if device.type == "cpu" else 1
         sums = _Sums(image.shape[1:], self.roi_size, axis, device)
-        for start, windows in layers:
+        for start, windows in self._layers(image, axis):
             if sums.started:
                 yield from sums.let_go(start)
             sums.move_to(start)
             done = 0
             while done < len(windows):
-                batch = windows[done : done + self.window_batch]
+                size = self.window_batch
+                round_ = windows[done : done + size * at_once]
+                batches = [round_[i : i + size] for i in range(0, len(round_), size)]
+                stacks = [torch.stack([image[_crop(w, self.roi_size)] for w in batch]) for batch in batches]
                 try:
-                    logits = self._predict(
-                        torch.stack([image[_crop(w, self.roi_size)] for w in batch]), network, device
-                    )
-                    sums.add(batch, logits)
+                    logits = self._predict_batches(stacks, network, device)
+                    for batch, values in zip(batches, logits, strict=True):
+                        sums.add(batch, values)
+                        done += len(batch)
                 except torch.OutOfMemoryError:
                     if not self._take_less(sums):
                         raise
-                    continue
-                done += len(batch)
         yield from sums.let_go(image.shape[1 + axis])
+
+    def _predict_batches(self, stacks: Sequence[Tensor], network: Network, device: torch.device) -> Iterator[Tensor]:
+        if device.type == "cpu":
+            return self.pool.map(lambda windows: self._predict(windows, network, device), stacks)
+        return (self._predict(windows, network, device) for windows in stacks)
 
     def _take_less(self, sums: "_Sums") -> bool:
         """After memory ran out: half the windows at once, then sums on the CPU; False where nothing is left to try."""
@@ -151,6 +163,7 @@ class WindowInferer(Inferer):
             return False
         return True
 
+    @torch.inference_mode()
     def _predict(self, windows: Tensor, network: Network, device: torch.device) -> Tensor:
         windows = windows.to(device)
         with torch.autocast(device.type, dtype=self.dtype, enabled=self.dtype != torch.float32):

@@ -362,3 +362,8 @@ def test_all_bad_cases_are_named_in_one_error(case, tmp_path):
 
 def test_cases_in_order_pass_the_check(case):
     assert check_cases([case, case], 3) is None
+
+
+def test_no_case_at_all_is_refused() -> None:
+    with pytest.raises(ValueError, match="there is no labelled case"):
+        check_cases([], 3)

@@ -1,5 +1,7 @@
 """Slabs of sliding windows add up to MONAI's sliding windows, and a full GPU slows a run but does not end it."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 from monai.inferers import SlidingWindowInferer
@@ -107,10 +109,19 @@ class SmallDevice:
 def test_where_memory_runs_out_fewer_windows_go_at_once_and_the_result_is_the_same():
     image, small = random(1, 1, 20, 30, 25), SmallDevice(limit=2)
     inferer = WindowInferer(ROI, window_batch=8)
+    inferer.threads = 1
     torch.testing.assert_close(inferer(image, small), WindowInferer(ROI)(image, Standin()))
     assert small.batches[:3] == [8, 4, 2]
     assert set(small.batches[2:]) <= {1, 2}
     assert inferer.window_batch == 2
+
+
+def test_windows_computed_at_the_same_time_give_the_same_bit_by_bit():
+    image, several = random(1, 1, 20, 30, 25), WindowInferer(ROI, overlap=0.5)
+    alone = WindowInferer(ROI, overlap=0.5)
+    several.threads, alone.threads = 3, 1
+    several.pool = ThreadPoolExecutor(3)
+    assert torch.equal(several(image, Standin()), alone(image, Standin()))
 
 
 def test_where_not_even_one_window_fits_memory_is_named():
