@@ -82,16 +82,6 @@ def labelled_cases(dataset_dir: str | Path) -> list[Case]:
     return cases
 
 
-def task_cases(dataset_dir: str | Path, num_classes: int) -> list[Case]:
-    """The labelled cases of an MSD task whose labels are those of the network.
-
-    Raises:
-        FileNotFoundError, ValueError: see :func:`labelled_cases` and :func:`check_label_names`.
-    """
-    check_label_names(dataset_dir, num_classes)
-    return labelled_cases(dataset_dir)
-
-
 def scans(dataset_dir: str | Path) -> list[Case]:
     """The scans of a folder (searched through) or the training images of an MSD task: ``{"image": path}``.
 
@@ -180,6 +170,32 @@ def label_subset(cases: Sequence[Case], label_ratio: float, seed: int) -> list[C
     order = list(range(len(cases)))
     random.Random(seed).shuffle(order)
     return [cases[i] for i in sorted(order[: max(round(len(cases) * label_ratio), 1)])]
+
+
+def labelled_part(
+    dataset_dir: str | Path,
+    num_classes: int,
+    validation_share: float,
+    seed: int,
+    part: str,
+    label_ratio: float = 1.0,
+) -> list[Case]:
+    """The labelled cases of an MSD task that a run works on.
+
+    Args:
+        dataset_dir: the task.
+        num_classes: of the network.
+        validation_share: share held out; see :func:`split_cases`.
+        seed: draws the split, and the subset.
+        part: ``training``, ``validation`` or ``all``.
+        label_ratio: share of the part that is used; see :func:`label_subset`.
+
+    Raises:
+        FileNotFoundError: see :func:`labelled_cases`.
+        ValueError: see these functions and :func:`check_label_names`.
+    """
+    check_label_names(dataset_dir, num_classes)
+    return label_subset(split_cases(labelled_cases(dataset_dir), validation_share, seed, part), label_ratio, seed)
 
 
 def check_label_names(dataset_dir: str | Path, num_classes: int) -> None:
