@@ -13,8 +13,9 @@ import numpy as np
 from nibabel.filebasedimages import ImageFileError
 from tqdm import tqdm
 
+from scripts.data.reading import VOLUME_SUFFIXES, is_dicom, volume_suffix
+
 Case = dict[str, Any]
-SUFFIXES = (".nii", ".nii.gz")
 GRID_TOLERANCE_MM = 0.1  # how far image and label may lie apart
 
 
@@ -25,7 +26,14 @@ def _existing_folder(folder: str | Path) -> Path:
     return path
 
 
-def _read_task(folder: Path) -> dict:
+def read_task(dataset_dir: str | Path) -> dict:
+    """The content of an MSD task's ``dataset.json``.
+
+    Raises:
+        FileNotFoundError: there is no such folder, or no ``dataset.json`` in it.
+        ValueError: the file is not JSON, or holds no object.
+    """
+    folder = _existing_folder(dataset_dir)
     file = folder / "dataset.json"
     if not file.is_file():
         raise FileNotFoundError(
@@ -41,7 +49,7 @@ def _read_task(folder: Path) -> dict:
 
 
 def _task_entries(folder: Path) -> list:
-    entries = _read_task(folder).get("training", [])
+    entries = read_task(folder).get("training", [])
     if not entries:
         raise ValueError(f"{folder / 'dataset.json'} lists no case under 'training': there is nothing to learn from")
     return entries
@@ -74,6 +82,16 @@ def labelled_cases(dataset_dir: str | Path) -> list[Case]:
     return cases
 
 
+def task_cases(dataset_dir: str | Path, num_classes: int) -> list[Case]:
+    """The labelled cases of an MSD task whose labels are those of the network.
+
+    Raises:
+        FileNotFoundError, ValueError: see :func:`labelled_cases` and :func:`check_label_names`.
+    """
+    check_label_names(dataset_dir, num_classes)
+    return labelled_cases(dataset_dir)
+
+
 def scans(dataset_dir: str | Path) -> list[Case]:
     """The scans of a folder (searched through) or the training images of an MSD task: ``{"image": path}``.
 
@@ -81,7 +99,7 @@ def scans(dataset_dir: str | Path) -> list[Case]:
     fine-tuning are held out in pretraining too. Its labels are not looked for.
 
     Raises:
-        FileNotFoundError: there is no such folder, no NIfTI file in it, or a listed image is missing.
+        FileNotFoundError: there is no such folder, no volume in it, or a listed image is missing.
         ValueError: the task lists no image.
     """
     folder = _existing_folder(dataset_dir)
@@ -94,17 +112,31 @@ def scans(dataset_dir: str | Path) -> list[Case]:
 
 
 def image_files(dataset_dir: str | Path) -> list[Path]:
-    """All NIfTI files of a folder and its sub-folders, sorted; macOS' ``._*`` files are left out.
+    """All volumes of a folder and its sub-folders, sorted; hidden files (macOS' ``._*``) are left out.
+
+    NIfTI, MetaImage and NRRD files, and folders that hold a DICOM series.
 
     Raises:
-        FileNotFoundError: there is no such folder, or no NIfTI file in it.
+        FileNotFoundError: there is no such folder, or no volume in it.
     """
     folder = _existing_folder(dataset_dir)
-    found = (p for p in folder.rglob("*") if p.name.endswith(SUFFIXES) and not p.name.startswith("._"))
-    files = sorted(p for p in found if p.is_file())
-    if not files:
-        raise FileNotFoundError(f"dataset_dir {folder} holds no image ({' or '.join(SUFFIXES)})")
-    return files
+    found: set[Path] = set()
+    for file in folder.rglob("*"):
+        if file.name.startswith(".") or not file.is_file():
+            continue
+        if volume_suffix(file):
+            found.add(file)
+        elif file.parent not in found and file.name != "DICOMDIR" and is_dicom(file):
+            found.add(file.parent)
+    if not found:
+        raise FileNotFoundError(f"dataset_dir {folder} holds no image ({', '.join(VOLUME_SUFFIXES)} or DICOM series)")
+    return sorted(found)
+
+
+def case_name(path: str | Path) -> str:
+    """The file's name without its ending: ``a/b.nii.gz`` is case ``b``."""
+    name = Path(path).name
+    return name[: len(name) - len(volume_suffix(name) or "")]
 
 
 def split_cases(cases: Sequence[Case], validation_share: float, seed: int, part: str) -> list[Case]:
@@ -157,12 +189,23 @@ def check_label_names(dataset_dir: str | Path, num_classes: int) -> None:
         ValueError: names both numbers.
     """
     folder = _existing_folder(dataset_dir)
-    names = _read_task(folder).get("labels", {})
+    names = read_task(folder).get("labels", {})
     if names and len(names) != num_classes:
         raise ValueError(
             f"{folder / 'dataset.json'} names {len(names)} labels ({', '.join(map(str, names.values()))}), "
             f"num_classes is {num_classes}: pass --num_classes {len(names)}"
         )
+
+
+def label_names(dataset_dir: str | Path, num_classes: int) -> list[str]:
+    """The names of the labels 1, 2, ... of an MSD task; ``label 1``, ... where ``dataset.json`` has none.
+
+    Raises:
+        ValueError: see :func:`check_label_names`.
+    """
+    check_label_names(dataset_dir, num_classes)
+    names = read_task(dataset_dir).get("labels", {})
+    return [str(names.get(str(value), f"label {value}")) for value in range(1, num_classes)]
 
 
 def check_case(case: Case, num_classes: int) -> str | None:
@@ -197,8 +240,10 @@ def check_cases(cases: Sequence[Case], num_classes: int) -> None:
     """Check every labelled case before a run; see :func:`check_case`.
 
     Raises:
-        ValueError: names every case that does not fit, and why.
+        ValueError: there is no case; or it names every case that does not fit, and why.
     """
+    if not cases:
+        raise ValueError("there is no labelled case to work on: label one first")
     with ThreadPool() as pool:
         results = pool.imap(lambda case: check_case(case, num_classes), cases)
         problems = [p for p in tqdm(results, total=len(cases), desc="checking labels", leave=False) if p]

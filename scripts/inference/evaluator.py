@@ -107,8 +107,9 @@ class FolderEvaluator(Engine):
         self.network = network
         self.inferer = inferer
         self.postprocessing = postprocessing
-        self.output_dir = Path(output_dir)
-        self.weights_file = Path(weights_file)
+        # absolute: while ITK loads a format, it changes the working folder of all threads for a moment
+        self.output_dir = Path(output_dir).absolute()
+        self.weights_file = Path(weights_file).absolute()
         self.settings = dict(settings)
         self.labels = dict(labels)
         self.in_channels = in_channels
@@ -117,7 +118,7 @@ class FolderEvaluator(Engine):
         self.thumbnails = thumbnails
         self.fail_fast = fail_fast
         self.rank, self.num_processes = rank, num_processes
-        self.metadata_file = Path(metadata_file)
+        self.metadata_file = Path(metadata_file).absolute()
         self.outcomes: list[Outcome] = []
         for handler in handlers or ():
             handler.attach(self)

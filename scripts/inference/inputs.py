@@ -34,13 +34,13 @@ def find_cases(
 
     Returns:
         ``{"name", "image", "mask"}`` of each case: its path below ``dataset_dir``, its file (or files, one per
-        channel), and its mask's path below ``output_dir``.
+        channel; absolute), and its mask's path below ``output_dir``.
 
     Raises:
         FileNotFoundError: there is no such input, or nothing in it.
         ValueError: the list cannot be read, or the output is the input folder.
     """
-    source, output = Path(dataset_dir), Path(output_dir)
+    source, output = Path(dataset_dir).absolute(), Path(output_dir).absolute()
     if not source.exists():
         raise FileNotFoundError(f"dataset_dir {source} does not exist: pass --dataset_dir with a folder, file or list")
     if source.is_file() and source.suffix.lower() in LIST_SUFFIXES:

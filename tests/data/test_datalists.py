@@ -63,6 +63,14 @@ def test_images_of_nested_folders_are_found_and_other_files_left_out(tmp_path):
     assert scans(tmp_path) == [{"image": str(file)} for file in images]
 
 
+def test_other_formats_and_dicom_folders_are_found_too(tmp_path):
+    files = [tmp_path / "a.mha", tmp_path / "b.NRRD", tmp_path / "c.nii"]
+    touch(*files, tmp_path / "series/notes.txt", tmp_path / "DICOMDIR")
+    for number in range(3):
+        (tmp_path / f"series/{number}").write_bytes(bytes(128) + b"DICM")
+    assert image_files(tmp_path) == [*files, tmp_path / "series"]
+
+
 def test_files_that_macos_leaves_beside_images_are_ignored(tmp_path):
     touch(tmp_path / "x.nii.gz", tmp_path / "._x.nii.gz", tmp_path / "ward/._y.nii")
     assert image_files(tmp_path) == [tmp_path / "x.nii.gz"]
@@ -149,7 +157,7 @@ def test_a_scan_that_a_task_lists_and_lacks_is_named(listed):
 @pytest.mark.parametrize("read", [scans, image_files])
 def test_a_folder_without_images_is_named_with_the_endings_searched(read, tmp_path):
     touch(tmp_path / "._x.nii.gz", tmp_path / "report.txt")
-    with pytest.raises(FileNotFoundError, match=rf"{tmp_path} holds no image \(.nii or .nii.gz\)"):
+    with pytest.raises(FileNotFoundError, match=rf"{tmp_path} holds no image \(.nii.gz, .nii, .mha.*DICOM series\)"):
         read(tmp_path)
 
 
@@ -362,3 +370,8 @@ def test_all_bad_cases_are_named_in_one_error(case, tmp_path):
 
 def test_cases_in_order_pass_the_check(case):
     assert check_cases([case, case], 3) is None
+
+
+def test_no_case_at_all_is_refused() -> None:
+    with pytest.raises(ValueError, match="there is no labelled case"):
+        check_cases([], 3)
