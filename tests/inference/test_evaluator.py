@@ -87,10 +87,10 @@ class Bright(nn.Module):
 
 
 def ball_in_world(affine: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """A soft ball of 11 mm around (1, -2, 3) mm, sampled on a grid."""
+    """A soft ball of 16 mm around (1, -2, 3) mm, sampled on a grid."""
     points = np.stack(np.meshgrid(*map(np.arange, shape), indexing="ij"), axis=-1) @ affine[:3, :3].T + affine[:3, 3]
     distance = np.linalg.norm(points - [1, -2, 3], axis=-1)
-    return (1000 / (1 + np.exp((distance - 11) / 2))).astype(np.int16)
+    return (1000 / (1 + np.exp((distance - 16) / 2))).astype(np.int16)
 
 
 @pytest.mark.parametrize("spacing", [(1.0, 1.0, 1.0), (0.6, 1.4, 0.9), (0.5, 0.5, 2.0)])
@@ -106,8 +106,9 @@ def test_the_mask_of_another_grid_is_the_resampled_mask_of_the_first(spacing, de
     make_evaluator(tmp_path / "in", tmp_path / "out", Bright(), thumbnails=False).run()
     plain, other = (mask_of(tmp_path / f"out/{name}_mask.nii.gz") for name in affines)
     between = np.linalg.inv(affines["plain"]) @ affines["other"]
-    resampled = ndimage.affine_transform(plain, between[:3, :3], between[:3, 3], shapes["other"], order=0)
-    dice = 2 * ((other > 0) & (resampled > 0)).sum() / ((other > 0).sum() + (resampled > 0).sum())
+    inside = (plain > 0).astype(float)
+    resampled = ndimage.affine_transform(inside, between[:3, :3], between[:3, 3], shapes["other"], order=1) > 0.5
+    dice = 2 * ((other > 0) & resampled).sum() / ((other > 0).sum() + resampled.sum())
     assert dice > 0.98
 
 
@@ -341,6 +342,19 @@ def test_ctrl_c_keeps_what_is_done_and_writes_the_report(tmp_path):
     assert report["run"]["not_run"] == 4
     assert not list((tmp_path / "out").glob(".*"))
     assert set(statuses(make_evaluator(tmp_path / "in", tmp_path / "out").run()).values()) == {DONE}
+
+
+def test_sigterm_ends_a_run_as_ctrl_c_does(tmp_path):
+    for name in ("a", "b", "c"):
+        write_volume(tmp_path / f"in/{name}.nii")
+    evaluator = make_evaluator(tmp_path / "in", tmp_path / "out")
+    evaluator.add_event_handler(
+        Events.ITERATION_COMPLETED(once=1), lambda engine: signal.raise_signal(signal.SIGTERM)
+    )  # fmt: skip
+    with pytest.raises(KeyboardInterrupt):
+        evaluator.run()
+    assert json.loads((tmp_path / "out/report.json").read_text())["run"]["done"] == 1
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
 KILLED = """
