@@ -1,5 +1,6 @@
 """Small phantom studies and a small network, shared by the tests."""
 
+import importlib.util
 import json
 from pathlib import Path
 
@@ -9,12 +10,17 @@ import torch
 from scripts.data.phantoms import write_phantoms
 
 ROOT = Path(__file__).parents[1]
+collect_ignore = (
+    [] if importlib.util.find_spec("monailabel") else ["label"]
+)  # an environment of its own: make test-label
 torch.set_num_threads(1)  # the volumes are small: several threads only wait for each other
 SMALL = {
     "num_classes": 7,
     "spacing": [8.0, 8.0, 8.0],
     "roi_size": [16, 16, 16],
     "sample_size": [8, 8, 8],
+    "patch_size": 4,
+    "attention": "local+grid",
     "network_size": {"hidden_size": 24, "num_layers": 2, "num_heads": 2},
     "batch_size": 2,
     "num_workers": 0,

@@ -1,12 +1,15 @@
 """The benchmarks run, measure something in every row, and compare like with like."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
 
-from benchmarks import attention, pretrain_step, resolution, scaling
+from benchmarks import attention, export, finetune, pretrain_data, pretrain_step, resolution, scaling
+from scripts.networks import SegmentationNetwork
 from scripts.networks.weights import convert_published
+from tests import conftest
 
 STEPS = ["published-float32", "vit-bf16", "none-float32", "none-bf16", "none-bf16-all"]
 SMALL = pretrain_step.Setting(size="tiny", image=32, patch=8, batch=2, device="cpu")
@@ -117,6 +120,56 @@ def test_estimates_grow_with_the_number_of_scores() -> None:
     assert attention.estimate(case, 4000, before) == (40.0, 2.0)
 
 
+def test_exports_are_timed_and_compared_with_the_network_in_each_precision() -> None:
+    network = SegmentationNetwork(16, 4, size={"hidden_size": 24, "num_layers": 1, "num_heads": 2}).eval()
+    networks = {"PyTorch": network, "TorchScript": torch.jit.script(network), "ONNX": network}
+    rows = export.measure(networks, batch=2, rounds=1, device="cpu")
+    differences = {row["network"]: row["largest_difference"] for row in rows}
+    assert set(differences) == {f"{name}, float32" for name in networks} | {"PyTorch, bf16", "TorchScript, bf16"}
+    assert differences["PyTorch, float32"] == 0
+    assert differences["TorchScript, float32"] < 1e-4 < differences["PyTorch, bf16"]
+    assert all(row["seconds"] > 0 and row["to_pytorch"] > 0 for row in rows)
+
+
+@pytest.fixture(scope="module")
+def comparison(task, tmp_path_factory) -> Path:
+    """Two arms trained for a few steps on phantoms: the folder of the comparison."""
+    output = tmp_path_factory.mktemp("comparison")
+    open_ids = ("num_classes", "spacing", "roi_size", "network_size", "batch_size")  # the arms set the others
+    small = {name: conftest.SMALL[name] for name in open_ids}
+    options = ["--dataset", str(task), "--output", str(output), "--ids", json.dumps(small)]
+    finetune.main(["measure", "none", "no transformer", *options, "--rounds", "1"])
+    (output / "steps.json").write_text(json.dumps({"none": 15, "no transformer": 30}))  # 4 and 2 steps in a minute
+    for _ in range(2):
+        finetune.main(["train", "none", "no transformer", *options, "--minutes", "1", "--seeds", "3"])
+    return output
+
+
+def test_a_slower_network_gets_fewer_steps_and_a_finished_run_is_not_repeated(comparison) -> None:
+    rows = [(row["arm"], row["seed"], row["steps"]) for row in finetune.read_rows(comparison)]
+    assert rows == [("none", 3, 4), ("no transformer", 3, 2)]
+    assert all(0 <= row["worst"] <= row["dice"] <= 1 for row in finetune.read_rows(comparison))
+
+
+def test_the_table_lists_the_arms_that_were_not_run(comparison, capsys) -> None:
+    finetune.main(["table", "--output", str(comparison)])
+    lines = {line.split("|")[1].strip(): line for line in capsys.readouterr().out.splitlines() if line.startswith("|")}
+    assert set(finetune.ARMS) <= set(lines)
+    assert [name for name in finetune.ARMS if "not run" not in lines[name]] == ["none", "no transformer"]
+
+
+def test_without_the_transformer_the_light_head_computes_what_it_does_on_silent_tokens() -> None:
+    network = finetune.WithoutTransformer(4, 1, 3, 4)
+    image = torch.randn(1, 1, 8, 8, 8)
+    expected = network.head([torch.zeros(1, 1, 2, 2, 2)], network.head.stem(image))
+    assert torch.equal(network(image), expected)
+
+
+def test_a_padded_network_gives_logits_on_the_images_own_grid() -> None:
+    image = torch.randn(1, 1, 5, 8, 3)
+    assert torch.equal(finetune.Padded(torch.nn.Identity(), 4)(image), image)
+
+
 # Scaling
 
 
@@ -145,6 +198,20 @@ def test_the_slowest_part_is_the_bottleneck_and_costs_time(changes, bottleneck):
     plan = make_plan(8, **changes)
     assert plan["bottleneck"] == bottleneck
     assert plan["hours"] > make_plan(8)["hours"] * 1.1
+
+
+def test_pretraining_data_are_compared_with_reading_anew_and_with_stored_patches(tmp_path) -> None:
+    small = ["--shape", "24", "20", "20", "--scans", "2", "--sample", "16", "--samples", "4", "--rounds", "1"]
+    network = ["--patch", "8", "--size", "tiny", "--steps", "1", "--workers", "0", "--device", "cpu"]
+    output = tmp_path / "data.json"
+    pretrain_data.main([*small, *network, "--output", str(output)])
+    result = json.loads(output.read_text())
+    assert set(result["warm"]) == {"no cache", "cache", "offline patches"}
+    assert all(rate > 0 for rate in [*result["warm"].values(), *result["loader"]["0"].values()])
+    size = result["bytes_per_scan"]
+    assert 2 * 24 * 20 * 20 <= size["cache"] < 3 * 24 * 20 * 20 + 4096  # 16 bits a voxel, and what is known of them
+    assert size["50 patches"] >= 50 * 4 * 16**3
+    assert 0 <= result["waiting"]["0"]["share_waiting"] < 1
 
 
 def test_resolution_has_a_row_for_each_volume_and_draws_the_curve(tmp_path) -> None:

@@ -1,0 +1,276 @@
+"""Fine-tuning compared at equal time: DiGAR's modes and peers on the same crops, augmentation, loss and schedule.
+
+    python -m benchmarks.finetune measure --dataset DATA/Task04_Hippocampus --output runs/compare
+    python -m benchmarks.finetune train none DynUNet --dataset DATA/Task04_Hippocampus --output runs/compare --minutes 8
+    python -m benchmarks.finetune table --output runs/compare
+
+``measure`` times the training step of every arm alone, in turns; ``train`` gives each arm the number of steps that fit
+into the minutes at that pace, so that other load does not decide. Every run is ``configs/train.json`` with a few ids
+replaced (``--ids``; one output folder for one choice of them). It goes on where it was stopped, is validated once, at
+its end, on the held-out cases, and adds a row to ``rows.jsonl``; a run that has its row is not repeated. ``table``
+prints them, with a line for each arm not reached.
+"""
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from monai.bundle import ConfigWorkflow
+from torch import Tensor, nn
+
+from benchmarks.measure import machine_facts, print_machine, print_table, seconds_in_turns
+from scripts.networks.heads import LightHead
+from scripts.networks.transformer import axes
+
+ROOT = Path(__file__).resolve().parents[1]
+PRETRAINED = "{output}/pretrained/{name}.pt"  # where `train` looks for the weights of a pretrained arm
+
+
+class WithoutTransformer(nn.Module):
+    """The light head alone: stem, join and decoder as they are, the token map zero."""
+
+    def __init__(self, patch_size: int, in_channels: int, out_channels: int, feature_size: int) -> None:
+        super().__init__()
+        self.head = LightHead(in_channels, out_channels, 1, axes(patch_size, "patch_size"), feature_size)
+
+    def forward(self, image: Tensor) -> Tensor:
+        skips = self.head.stem(image)
+        return self.head([torch.zeros_like(skips[-1][:, :1])], skips)
+
+
+class Padded(nn.Module):
+    """A network that wants each axis to be a multiple of a number: the image is zero-padded, the logits cut back."""
+
+    def __init__(self, network: nn.Module, multiple: int) -> None:
+        super().__init__()
+        self.network = network
+        self.multiple = multiple
+
+    def forward(self, image: Tensor) -> Tensor:
+        x, y, z = image.shape[2:]
+        missing = [-n % self.multiple for n in (x, y, z)]
+        return self.network(F.pad(image, [0, missing[2], 0, missing[1], 0, missing[0]]))[..., :x, :y, :z]
+
+
+def peer(network: dict[str, Any]) -> dict[str, Any]:
+    """The ids of a network that has no backbone of ours: AdamW with the same rate, no curves of gates."""
+    handlers = json.loads((ROOT / "configs/train.json").read_text())["train"]["handlers"]
+    curves = next(i for i, handler in enumerate(handlers) if handler["_target_"].endswith("TrainingCurves"))
+    optimizer = {
+        "_target_": "torch.optim.AdamW",
+        "params": "$@network_def.parameters()",
+        "lr": "@learning_rate",
+        "weight_decay": "@weight_decay",
+        "fused": True,
+    }
+    return {"network_def": network, "optimizer": optimizer, f"train#handlers#{curves}#_disabled_": True}
+
+
+CHANNELS = {"in_channels": "@in_channels", "out_channels": "@num_classes"}
+FINE = {"patch_size": 4, "dilation": 2}  # tokens of 4^3 voxels
+DYNUNET = {
+    "_target_": "monai.networks.nets.DynUNet",
+    **CHANNELS,
+    "spatial_dims": 3,
+    "kernel_size": [3, 3, 3, 3],
+    "strides": [1, 2, 2, 2],
+    "upsample_kernel_size": [2, 2, 2],
+    "filters": [32, 64, 128, 256],
+}
+UNETR = {
+    "_target_": "monai.networks.nets.UNETR",
+    **CHANNELS,
+    "img_size": "$tuple(-(-n // 16) * 16 for n in @roi_size)",
+    "hidden_size": 384,
+    "mlp_dim": 1536,
+    "num_heads": 6,
+}
+SWIN = {"_target_": "monai.networks.nets.SwinUNETR", **CHANNELS, "feature_size": 24}
+LIGHT = {"_target_": "benchmarks.finetune.WithoutTransformer", **CHANNELS, "feature_size": "@feature_size"}
+
+ARMS: dict[str, dict[str, Any]] = {
+    "none": {**FINE, "attention": "none"},
+    "[local, grid]": {**FINE, "attention": ["local", "grid"]},
+    "[local, grid] pretrained": {**FINE, "attention": ["local", "grid"], "pretrained": "local-grid"},
+    "local+grid 0.5": {**FINE, "attention": "local+grid", "gate_init": 0.5},
+    "local+grid 0.01": {**FINE, "attention": "local+grid", "gate_init": 0.01},
+    "no transformer": peer({**LIGHT, "patch_size": 4}),
+    "none 8^3": {"patch_size": 8, "attention": "none"},
+    "full+sequence 8^3": {"patch_size": 8, "attention": "full+sequence", "gate_init": 0.5},
+    "full+sequence 8^3 pretrained": {
+        "patch_size": 8, "attention": "full+sequence", "gate_init": 0.5, "pretrained": "full-sequence",
+    },
+    "no transformer 8^3": peer({**LIGHT, "patch_size": 8}),
+    "DynUNet": peer(DYNUNET),
+    "UNETR": peer({"_target_": "benchmarks.finetune.Padded", "network": UNETR, "multiple": 16}),
+    "SwinUNETR": peer({"_target_": "benchmarks.finetune.Padded", "network": SWIN, "multiple": 32}),
+}  # fmt: skip
+
+
+def workflow(arm: str, dataset: str, output: Path, ids: dict[str, Any]) -> ConfigWorkflow:
+    """``configs/train.json`` with the ids of an arm, initialised.
+
+    Args:
+        arm: a name in ``ARMS``.
+        dataset: folder of an MSD task.
+        output: folder of the run.
+        ids: further ids; they win.
+
+    Raises:
+        FileNotFoundError: the arm starts from weights that are not there.
+    """
+    settings = {**ARMS[arm], "num_workers": 0, "dataset_dir": dataset, "output_dir": str(output)}
+    settings |= {"weights_file": str(output / "model.pt"), **ids}
+    flow = ConfigWorkflow(
+        config_file=str(ROOT / "configs/train.json"),
+        logging_file=str(ROOT / "configs/logging.conf"),
+        meta_file=str(ROOT / "configs/metadata.json"),
+        workflow_type="training",
+        run_id="training",
+        bundle_root=str(ROOT),
+        **settings,
+    )
+    flow.initialize()
+    return flow
+
+
+def training_step(flow: ConfigWorkflow) -> Callable[[], None]:
+    """One step as the trainer takes it: a batch loaded and augmented, forward, backward, optimizer."""
+    content = flow.parser.get_parsed_content
+    network, optimizer, loss_function = (content(name) for name in ("network", "optimizer", "loss_function"))
+    inferer, loader, device = content("train#inferer"), content("train#dataloader"), content("device")
+
+    def batches() -> Iterator[dict[str, Tensor]]:
+        while True:
+            yield from loader
+
+    stream = batches()
+    network.train()
+
+    def step() -> None:
+        batch = next(stream)
+        optimizer.zero_grad()
+        loss_function(inferer(batch["image"].to(device), network), batch["label"].to(device)).backward()
+        optimizer.step()
+
+    return step
+
+
+def measure(names: Sequence[str], dataset: str, output: Path, rounds: int, ids: dict[str, Any]) -> None:
+    """Write the median seconds of a training step of each arm to ``steps.json``."""
+    scratch = {"pretrained": None, "label_ratio": 0.05, **ids}
+    flows = {name: workflow(name, dataset, output / "measure", scratch) for name in names}
+    device = flows[names[0]].parser.get_parsed_content("device").type
+    steps = {name: training_step(flow) for name, flow in flows.items()}
+    seconds = {name: statistics.median(s) for name, s in seconds_in_turns(steps, rounds, device).items()}
+    print_machine(machine_facts(device))
+    print_table("Training step", ["arm", "seconds"], list(seconds.items()))
+    (output / "steps.json").write_text(json.dumps(seconds, indent=2) + "\n")
+
+
+def train(name: str, dataset: str, output: Path, minutes: float, seed: int, ids: dict[str, Any]) -> None:
+    """Train an arm for the steps that fit into the minutes, and add its row.
+
+    Raises:
+        FileNotFoundError: the step was not measured, or the arm's pretrained weights are missing.
+    """
+    ratio = ids.get("label_ratio", 1.0)
+    folder = output / f"{name.replace(' ', '_')}_{minutes:g}min_{ratio:g}_{seed}"
+    key = {"arm": name, "minutes": minutes, "label_ratio": ratio, "seed": seed}
+    if any(all(row[k] == v for k, v in key.items()) for row in read_rows(output)):
+        print(f"{folder.name} has its row")
+        return
+    seconds = json.loads((output / "steps.json").read_text())[name]
+    if ARMS[name].get("pretrained"):
+        ids = {**ids, "pretrained": PRETRAINED.format(output=output, name=ARMS[name]["pretrained"])}
+    # another seed also draws other cases where only a share of the labels is used
+    ids = {**ids, "seed": seed, "training_cases#seed": seed, "resume": "auto"}
+    epochs = f"$max(round({minutes * 60 / seconds} / len(@train#dataloader)), 1)"
+    flow = workflow(name, dataset, folder, {**ids, "max_epochs": epochs, "val_interval": "$@max_epochs + 1"})
+    start = time.perf_counter()
+    flow.run()
+    wall = time.perf_counter() - start
+    evaluator = flow.parser.get_parsed_content("validate#evaluator")
+    evaluator.run()  # the last weights
+    network = flow.parser.get_parsed_content("network_def")
+    cases = evaluator.state.metric_details["val_mean_dice"].nanmean(dim=1)
+    row = {
+        **key,
+        "steps": flow.parser.get_parsed_content("total_steps"),
+        "seconds_per_step": seconds,
+        "dice": evaluator.state.metrics["val_mean_dice"],
+        "dice_per_class": evaluator.state.metric_details["val_mean_dice"].nanmean(dim=0).tolist(),
+        "spread": cases.std().item(),
+        "worst": cases.min().item(),
+        "gate_shares": network.backbone.gate_shares() if hasattr(network, "backbone") else [],
+        "parameters": sum(p.numel() for p in network.parameters()),
+        "wall_minutes": wall / 60,
+    }
+    flow.finalize()
+    with (output / "rows.jsonl").open("a") as file:
+        file.write(json.dumps(row) + "\n")
+    print(f"{folder.name}: mean Dice {row['dice']:.4f}")
+
+
+def read_rows(output: Path) -> list[dict[str, Any]]:
+    """The rows of all finished runs."""
+    file = output / "rows.jsonl"
+    return [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
+
+
+def print_rows(output: Path) -> None:
+    """A table for each pair of minutes and label ratio: means and spread over seeds, and the arms not reached."""
+    rows = read_rows(output)
+    for minutes, ratio in sorted({(row["minutes"], row["label_ratio"]) for row in rows}, reverse=True):
+        cells = []
+        for arm in ARMS:
+            runs = [r for r in rows if (r["arm"], r["minutes"], r["label_ratio"]) == (arm, minutes, ratio)]
+            if not runs:
+                cells.append([arm, "not run"] + [None] * 7)
+                continue
+            dice = [r["dice"] for r in runs]
+            classes = [" ".join(f"{d:.3f}" for d in r["dice_per_class"]) for r in runs[:1]]
+            shares = " ".join(f"{share:.2f}" for share in runs[0]["gate_shares"])
+            deviation = f"{statistics.stdev(dice):.4f}" if len(dice) > 1 else None
+            cells.append(
+                [arm, f"{statistics.mean(dice):.4f}", deviation, len(dice), *classes, f"{runs[0]['spread']:.3f}",
+                 f"{min(r['worst'] for r in runs):.3f}", runs[0]["steps"], shares]
+            )  # fmt: skip
+        header = ["arm", "Dice", "over seeds", "seeds", "classes", "over cases", "worst", "steps", "gate shares"]
+        print_table(f"{minutes:g} minutes, label ratio {ratio:g}", header, cells)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    for command in ("measure", "train", "table"):
+        options = commands.add_parser(command)
+        options.add_argument("--output", type=Path, required=True, help="folder of the runs and their rows")
+        if command == "table":
+            continue
+        options.add_argument("arms", nargs="*", choices=[*ARMS, []], help="all, if none is named")
+        options.add_argument("--dataset", required=True, help="folder of an MSD task")
+        options.add_argument("--ids", type=json.loads, default={}, help='further ids of train.json, as {"id": value}')
+    commands.choices["measure"].add_argument("--rounds", type=int, default=5)
+    commands.choices["train"].add_argument("--minutes", type=float, required=True)
+    commands.choices["train"].add_argument("--seeds", type=int, nargs="+", default=[0])
+    given = parser.parse_args(arguments)
+    given.output.mkdir(parents=True, exist_ok=True)
+    if given.command == "table":
+        print_rows(given.output)
+    elif given.command == "measure":
+        measure(given.arms or list(ARMS), given.dataset, given.output, given.rounds, given.ids)
+    else:
+        for seed in given.seeds:
+            for name in given.arms or ARMS:
+                train(name, given.dataset, given.output, given.minutes, seed, given.ids)
+
+
+if __name__ == "__main__":
+    main()
