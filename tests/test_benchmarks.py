@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import attention, export, finetune, pretrain_step, resolution, scaling
+from benchmarks import attention, export, finetune, pretrain_data, pretrain_step, resolution, scaling
 from scripts.networks import SegmentationNetwork
 from scripts.networks.weights import convert_published
 from tests import conftest
@@ -198,6 +198,20 @@ def test_the_slowest_part_is_the_bottleneck_and_costs_time(changes, bottleneck):
     plan = make_plan(8, **changes)
     assert plan["bottleneck"] == bottleneck
     assert plan["hours"] > make_plan(8)["hours"] * 1.1
+
+
+def test_pretraining_data_are_compared_with_reading_anew_and_with_stored_patches(tmp_path) -> None:
+    small = ["--shape", "24", "20", "20", "--scans", "2", "--sample", "16", "--samples", "4", "--rounds", "1"]
+    network = ["--patch", "8", "--size", "tiny", "--steps", "1", "--workers", "0", "--device", "cpu"]
+    output = tmp_path / "data.json"
+    pretrain_data.main([*small, *network, "--output", str(output)])
+    result = json.loads(output.read_text())
+    assert set(result["warm"]) == {"no cache", "cache", "offline patches"}
+    assert all(rate > 0 for rate in [*result["warm"].values(), *result["loader"]["0"].values()])
+    size = result["bytes_per_scan"]
+    assert 2 * 24 * 20 * 20 <= size["cache"] < 3 * 24 * 20 * 20 + 4096  # 16 bits a voxel, and what is known of them
+    assert size["50 patches"] >= 50 * 4 * 16**3
+    assert 0 <= result["waiting"]["0"]["share_waiting"] < 1
 
 
 def test_resolution_has_a_row_for_each_volume_and_draws_the_curve(tmp_path) -> None:

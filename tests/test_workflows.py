@@ -18,6 +18,7 @@ from monai.engines import IterationEvents
 from PIL import Image
 
 from scripts.data.datalists import labelled_cases
+from scripts.data.phantom_studies import write_lesions, write_studies
 from scripts.data.phantoms import LABELS
 from tests.conftest import ROOT
 
@@ -242,6 +243,40 @@ def test_pretraining_with_published_slabs_runs(task: Path, small_overlay: str, t
     options = {"dataset_dir": str(task / "imagesTs"), "output_dir": str(tmp_path), "slab_offset": 2}
     run(["pretrain.yaml"], small_overlay, "training", "pretraining", validation_share=0.5, **options)
     assert (tmp_path / "pretrained.pt").is_file()
+
+
+def test_pretraining_mixes_all_kinds_in_volume_order_and_logs_each(
+    task: Path, small_overlay: str, tmp_path: Path
+) -> None:
+    write_studies(tmp_path / "studies", 4)
+    table = write_lesions(tmp_path / "lesions", 6)
+    flow = run(
+        ["pretrain.yaml"], small_overlay, "training", "pretraining",
+        dataset_dir=str(task), studies_dir=str(tmp_path / "studies"), lesion_table=str(table),
+        output_dir=str(tmp_path), sample_size=[8, 8, 16], patch_size=2, token_order="volume", slab_offset=2,
+        validation_share=0.4, samples_per_epoch=12,
+    )  # fmt: skip
+    names = {f"{loss}/{kind}" for loss in ("train_loss", "val_loss") for kind in ("spatial", "contrast", "semantic")}
+    metrics = {**flow.trainer.state.metrics, **flow.evaluator.state.metrics}
+    assert names <= set(metrics)
+    assert set(metrics) >= {"train_loss_not_copied", "val_loss_not_copied", "val_loss"}
+    assert (tmp_path / "unreadable.csv").read_text().splitlines() == ["path,reason"]
+    assert (tmp_path / "pretrained.pt").is_file()
+
+
+def test_a_scan_that_cannot_be_read_is_reported_and_pretraining_goes_on(
+    task: Path, small_overlay: str, tmp_path: Path
+) -> None:
+    shutil.copytree(task / "imagesTr", tmp_path / "scans")
+    (tmp_path / "scans/broken.nii.gz").write_bytes(b"no image")
+    options = {"dataset_dir": str(tmp_path / "scans"), "output_dir": str(tmp_path), "max_unreadable_share": 0.2}
+    run(["pretrain.yaml"], small_overlay, "training", "pretraining", **options)
+    _, row = (tmp_path / "unreadable.csv").read_text().splitlines()
+    assert row.startswith(f"{tmp_path / 'scans/broken.nii.gz'},cannot be read")
+    options["max_unreadable_share"] = 0.1
+    with pytest.raises(RuntimeError) as caught:
+        run(["pretrain.yaml"], small_overlay, "training", "pretraining", **options)
+    assert "1 of 6 scans cannot be used" in str(root_cause(caught.value))
 
 
 def test_evaluation_writes_scores_by_name_and_the_worst_cases(

@@ -11,10 +11,9 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from scripts.data.reading import VolumeError, read_volume
+from scripts.data.reading import VOLUME_SUFFIXES, VolumeError, is_dicom, read_volume, volume_suffix
 
 Case = dict[str, Any]
-SUFFIXES = (".nii", ".nii.gz")
 GRID_TOLERANCE_MM = 0.1  # how far image and label may lie apart
 
 
@@ -88,7 +87,7 @@ def scans(dataset_dir: str | Path) -> list[Case]:
     fine-tuning are held out in pretraining too. Its labels are not looked for.
 
     Raises:
-        FileNotFoundError: there is no such folder, no NIfTI file in it, or a listed image is missing.
+        FileNotFoundError: there is no such folder, no volume in it, or a listed image is missing.
         ValueError: the task lists no image.
     """
     folder = _existing_folder(dataset_dir)
@@ -101,22 +100,31 @@ def scans(dataset_dir: str | Path) -> list[Case]:
 
 
 def image_files(dataset_dir: str | Path) -> list[Path]:
-    """All NIfTI files of a folder and its sub-folders, sorted; macOS' ``._*`` files are left out.
+    """All volumes of a folder and its sub-folders, sorted; hidden files (macOS' ``._*``) are left out.
+
+    NIfTI, MetaImage and NRRD files, and folders that hold a DICOM series.
 
     Raises:
-        FileNotFoundError: there is no such folder, or no NIfTI file in it.
+        FileNotFoundError: there is no such folder, or no volume in it.
     """
     folder = _existing_folder(dataset_dir)
-    found = (p for p in folder.rglob("*") if p.name.endswith(SUFFIXES) and not p.name.startswith("._"))
-    files = sorted(p for p in found if p.is_file())
-    if not files:
-        raise FileNotFoundError(f"dataset_dir {folder} holds no image ({' or '.join(SUFFIXES)})")
-    return files
+    found: set[Path] = set()
+    for file in folder.rglob("*"):
+        if file.name.startswith(".") or not file.is_file():
+            continue
+        if volume_suffix(file):
+            found.add(file)
+        elif file.parent not in found and file.name != "DICOMDIR" and is_dicom(file):
+            found.add(file.parent)
+    if not found:
+        raise FileNotFoundError(f"dataset_dir {folder} holds no image ({', '.join(VOLUME_SUFFIXES)} or DICOM series)")
+    return sorted(found)
 
 
 def case_name(path: str | Path) -> str:
     """The file's name without its ending: ``a/b.nii.gz`` is case ``b``."""
-    return Path(path).name.removesuffix(".gz").removesuffix(".nii")
+    name = Path(path).name
+    return name[: len(name) - len(volume_suffix(name) or "")]
 
 
 def split_cases(cases: Sequence[Case], validation_share: float, seed: int, part: str) -> list[Case]:

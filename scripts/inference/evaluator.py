@@ -178,21 +178,35 @@ class FolderEvaluator(Engine):
                     "not_run": len(cases) - len(self.outcomes),
                     "settings": self.settings,
                 }
-                write_reports(self.output_dir, facts, self.outcomes, self.labels)
+                with self._errors_named():
+                    write_reports(self.output_dir, facts, self.outcomes, self.labels)
                 logger.info("%(done)d done, %(failed)d failed, %(not_run)d not run", facts)
         return self.outcomes
 
     def _take(self, outcome: Outcome) -> Outcome:
         """An iteration of the engine: note what became of an image."""
         self.outcomes.append(outcome)
-        self.journal.add(outcome)
+        with self._errors_named():
+            self.journal.add(outcome)
         if outcome.status == FAILED and self.fail_fast:
             self.terminate()
         return outcome
 
+    @contextlib.contextmanager
+    def _errors_named(self) -> Iterator[None]:
+        """Errors of writing journal and reports, with the folder and what to do."""
+        try:
+            yield
+        except OSError as error:
+            word = f"{error.strerror}: finished masks are kept, make room and start again"
+            raise OSError(error.errno, word, str(self.output_dir)) from None
+
     def _wait_for_others(self) -> None:
         if self.num_processes > 1 and dist.is_initialized():
-            dist.barrier()
+            try:
+                dist.barrier()
+            except RuntimeError as error:
+                logger.warning("another process has ended early, its images may be missing: %s", first_line(error))
 
     # The threads
 
@@ -355,7 +369,8 @@ class FolderEvaluator(Engine):
             reason = f"memory ran out with {size} voxels at the network's spacing{free}: {first_line(cause)}"
         else:
             reason = f"{type(cause).__name__}: {first_line(cause)}"
-            logger.error("%s failed", case["name"], exc_info=error)
+            if not isinstance(cause, OSError):
+                logger.error("%s failed", case["name"], exc_info=error)
         with contextlib.suppress(OSError):
             (self.output_dir / case["mask"]).unlink(missing_ok=True)
         logger.warning("%s: %s", case["name"], reason)

@@ -64,6 +64,14 @@ def test_images_of_nested_folders_are_found_and_other_files_left_out(tmp_path):
     assert scans(tmp_path) == [{"image": str(file)} for file in images]
 
 
+def test_other_formats_and_dicom_folders_are_found_too(tmp_path):
+    files = [tmp_path / "a.mha", tmp_path / "b.NRRD", tmp_path / "c.nii"]
+    touch(*files, tmp_path / "series/notes.txt", tmp_path / "DICOMDIR")
+    for number in range(3):
+        (tmp_path / f"series/{number}").write_bytes(bytes(128) + b"DICM")
+    assert image_files(tmp_path) == [*files, tmp_path / "series"]
+
+
 def test_files_that_macos_leaves_beside_images_are_ignored(tmp_path):
     touch(tmp_path / "x.nii.gz", tmp_path / "._x.nii.gz", tmp_path / "ward/._y.nii")
     assert image_files(tmp_path) == [tmp_path / "x.nii.gz"]
@@ -150,7 +158,7 @@ def test_a_scan_that_a_task_lists_and_lacks_is_named(listed):
 @pytest.mark.parametrize("read", [scans, image_files])
 def test_a_folder_without_images_is_named_with_the_endings_searched(read, tmp_path):
     touch(tmp_path / "._x.nii.gz", tmp_path / "report.txt")
-    with pytest.raises(FileNotFoundError, match=rf"{tmp_path} holds no image \(.nii or .nii.gz\)"):
+    with pytest.raises(FileNotFoundError, match=rf"{tmp_path} holds no image \(.nii.gz, .nii, .mha.*DICOM series\)"):
         read(tmp_path)
 
 

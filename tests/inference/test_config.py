@@ -72,8 +72,8 @@ def test_every_option_of_the_masks_reaches_them(images, weights, small_overlay, 
         "probabilities": True, "foreground": None,
     }  # fmt: skip
     other = run(images, tmp_path / "other", weights, small_overlay, **options)
-    assert other.settings["mirroring"] == [0]
-    assert 40 in other.labels
+    assert other.evaluator.settings["mirroring"] == [0]
+    assert 40 in other.evaluator.labels
     assert 1 not in np.unique(mask_of(tmp_path / "other/ward/0_mask.nii.gz"))
     assert (tmp_path / "other/ward/0_mask_probabilities.npy").is_file()
     assert all(outcome.thumbnail for outcome in plain.evaluator.outcomes)

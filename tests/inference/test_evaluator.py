@@ -17,6 +17,8 @@ import pytest
 import torch
 from ignite.engine import Events
 from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
+from scipy import ndimage
+from scipy.spatial.transform import Rotation
 from torch import Tensor, nn
 
 from scripts.inference.journal import DONE, FAILED
@@ -75,6 +77,38 @@ def test_the_compass_would_betray_a_missing_reorientation(tmp_path):
     assert not np.array_equal(mask, mask[::-1])
     assert mask[-1, 6, 7] == 1
     assert mask[0, 6, 7] == 0
+
+
+class Bright(nn.Module):
+    """Two classes by intensity: tells whether a mask lies where its image shows something."""
+
+    def forward(self, windows: Tensor) -> Tensor:
+        return 20 * torch.cat([0.5 - windows, windows - 0.5, windows - 0.8, 0 * windows - 1], dim=1)
+
+
+def ball_in_world(affine: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """A soft ball of 11 mm around (1, -2, 3) mm, sampled on a grid."""
+    points = np.stack(np.meshgrid(*map(np.arange, shape), indexing="ij"), axis=-1) @ affine[:3, :3].T + affine[:3, 3]
+    distance = np.linalg.norm(points - [1, -2, 3], axis=-1)
+    return (1000 / (1 + np.exp((distance - 11) / 2))).astype(np.int16)
+
+
+@pytest.mark.parametrize("spacing", [(1.0, 1.0, 1.0), (0.6, 1.4, 0.9), (0.5, 0.5, 2.0)])
+@pytest.mark.parametrize("degrees", [0, 12, 40])
+def test_the_mask_of_another_grid_is_the_resampled_mask_of_the_first(spacing, degrees, tmp_path):
+    turn = np.eye(4)
+    turn[:3, :3] = Rotation.from_euler("xyz", [degrees, -degrees / 2, degrees], degrees=True).as_matrix()
+    affines = {"plain": np.eye(4), "other": turn @ np.diag([*spacing, 1])}
+    shapes = {"plain": (50, 50, 50), "other": tuple(round(50 / s) for s in spacing)}
+    for name, affine in affines.items():
+        affine[:3, 3] = [1, -2, 3] - affine[:3, :3] @ ((np.array(shapes[name]) - 1) / 2)
+        write_volume(tmp_path / f"in/{name}.nii", ball_in_world(affine, shapes[name]), affine)
+    make_evaluator(tmp_path / "in", tmp_path / "out", Bright(), thumbnails=False).run()
+    plain, other = (mask_of(tmp_path / f"out/{name}_mask.nii.gz") for name in affines)
+    between = np.linalg.inv(affines["plain"]) @ affines["other"]
+    resampled = ndimage.affine_transform(plain, between[:3, :3], between[:3, 3], shapes["other"], order=0)
+    dice = 2 * ((other > 0) & (resampled > 0)).sum() / ((other > 0).sum() + (resampled > 0).sum())
+    assert dice > 0.98
 
 
 @pytest.mark.parametrize("dtype", ["int8", "uint8", ">i2", "int32", "uint64", ">f4", "float64"])
