@@ -2,18 +2,16 @@
 
 import json
 import random
-import zlib
 from collections.abc import Sequence
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import Any
 
-import nibabel as nib
 import numpy as np
-from nibabel.filebasedimages import ImageFileError
+import torch
 from tqdm import tqdm
 
-from scripts.data.reading import VOLUME_SUFFIXES, is_dicom, volume_suffix
+from scripts.data.reading import VOLUME_SUFFIXES, VolumeError, is_dicom, read_volume, volume_suffix
 
 Case = dict[str, Any]
 GRID_TOLERANCE_MM = 0.1  # how far image and label may lie apart
@@ -80,16 +78,6 @@ def labelled_cases(dataset_dir: str | Path) -> list[Case]:
     cases = [{key: str(folder / entry[key]) for key in ("image", "label")} for entry in entries]
     _refuse_missing(folder, cases)
     return cases
-
-
-def task_cases(dataset_dir: str | Path, num_classes: int) -> list[Case]:
-    """The labelled cases of an MSD task whose labels are those of the network.
-
-    Raises:
-        FileNotFoundError, ValueError: see :func:`labelled_cases` and :func:`check_label_names`.
-    """
-    check_label_names(dataset_dir, num_classes)
-    return labelled_cases(dataset_dir)
 
 
 def scans(dataset_dir: str | Path) -> list[Case]:
@@ -182,6 +170,32 @@ def label_subset(cases: Sequence[Case], label_ratio: float, seed: int) -> list[C
     return [cases[i] for i in sorted(order[: max(round(len(cases) * label_ratio), 1)])]
 
 
+def labelled_part(
+    dataset_dir: str | Path,
+    num_classes: int,
+    validation_share: float,
+    seed: int,
+    part: str,
+    label_ratio: float = 1.0,
+) -> list[Case]:
+    """The labelled cases of an MSD task that a run works on.
+
+    Args:
+        dataset_dir: the task.
+        num_classes: of the network.
+        validation_share: share held out; see :func:`split_cases`.
+        seed: draws the split, and the subset.
+        part: ``training``, ``validation`` or ``all``.
+        label_ratio: share of the part that is used; see :func:`label_subset`.
+
+    Raises:
+        FileNotFoundError: see :func:`labelled_cases`.
+        ValueError: see these functions and :func:`check_label_names`.
+    """
+    check_label_names(dataset_dir, num_classes)
+    return label_subset(split_cases(labelled_cases(dataset_dir), validation_share, seed, part), label_ratio, seed)
+
+
 def check_label_names(dataset_dir: str | Path, num_classes: int) -> None:
     """Refuse a task whose ``dataset.json`` names another number of labels than the network has classes.
 
@@ -214,19 +228,18 @@ def check_case(case: Case, num_classes: int) -> str | None:
     Image and label must share their grid (shape, and affine within 0.1 mm at the corners), and the label hold whole
     numbers from 0 to ``num_classes - 1``.
     """
-    paths = [case["image"], case["label"]]
     try:
-        image, label = (nib.load(path) for path in paths)
-        np.asanyarray(image.dataobj)  # a file that ends too early shows only when it is read
-        values = np.unique(np.asanyarray(label.dataobj))
-    except (OSError, EOFError, ValueError, ImageFileError, zlib.error) as error:
-        return f"{' or '.join(map(str, paths))} cannot be read: {error}"
-    if image.shape[:3] != label.shape[:3]:
-        return f"{case['label']} has shape {label.shape}, its image {case['image']} has {image.shape}"
-    corner = np.array([*image.shape[:3], 1])
-    distance = max(np.abs((image.affine - label.affine) @ point)[:3].max() for point in (corner, [0, 0, 0, 1]))
+        image, label = (read_volume(case[key]) for key in ("image", "label"))
+    except VolumeError as error:
+        return str(error)
+    shape, label_shape = tuple(image.shape[1:]), tuple(label.shape[1:])
+    if shape != label_shape:
+        return f"{case['label']} has shape {label_shape}, its image {case['image']} has {shape}"
+    corners = torch.tensor([[*shape, 1], [0, 0, 0, 1]], dtype=torch.float64)
+    distance = float((corners @ (image.affine - label.affine).T).abs().max())
     if distance > GRID_TOLERANCE_MM:
         return f"{case['label']} lies {distance:.1f} mm apart from its image {case['image']}: resample it to that grid"
+    values = np.unique(label.numpy())
     wrong = values[~np.isin(values, np.arange(num_classes))]
     if wrong.size:
         return (

@@ -4,6 +4,7 @@ import gzip
 import json
 from pathlib import Path
 
+import itk
 import nibabel as nib
 import numpy as np
 import pytest
@@ -312,7 +313,7 @@ def test_a_label_damaged_inside_its_compressed_data_is_named(case):
 
 def test_a_missing_file_is_named(case):
     Path(case["label"]).unlink()
-    assert f"{case['label']} cannot be read" in check_case(case, 3)
+    assert check_case(case, 3) == f"{case['label']}: there is no such file"
 
 
 def test_a_label_of_another_shape_is_named_with_both_shapes(case):
@@ -370,6 +371,18 @@ def test_all_bad_cases_are_named_in_one_error(case, tmp_path):
 
 def test_cases_in_order_pass_the_check(case):
     assert check_cases([case, case], 3) is None
+
+
+def test_a_label_of_another_format_is_read(case):
+    nrrd = Path(case["label"]).with_name("label.nrrd")
+    image = itk.image_from_array(np.ascontiguousarray(np.asarray(nib.load(case["label"]).dataobj).T))
+    affine = np.diag([-1.0, -1.0, 1.0, 1.0]) @ nib.load(case["label"]).affine  # ITK counts towards left and posterior
+    image.SetDirection(itk.matrix_from_array(affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)))
+    image.SetSpacing(np.linalg.norm(affine[:3, :3], axis=0))
+    image.SetOrigin(affine[:3, 3])
+    itk.imwrite(image, str(nrrd))
+    assert check_case({**case, "label": str(nrrd)}, 3) is None
+    assert "holds the values" in check_case({**case, "label": str(nrrd)}, 1)
 
 
 def test_no_case_at_all_is_refused() -> None:
