@@ -3,10 +3,11 @@ PYTHON ?= python3
 BIN := .venv/bin
 RUN := $(BIN)/python -W ignore -m monai.bundle run
 DEMO := demo
+LABEL := .venv-label
 
-.PHONY: demo test test-slow lint clean
+.PHONY: bundle demo notebook test test-slow test-label lint clean
 
-.venv/installed: requirements.txt requirements-dev.txt constraints.txt
+.venv/installed: requirements.txt requirements-export.txt requirements-dicom.txt requirements-dev.txt constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet -r requirements-dev.txt -c constraints.txt
 	touch $@
@@ -24,7 +25,7 @@ demo: .venv/installed
 	$(RUN) --config_file "['configs/inference.json','configs/demo.json']" --dataset_dir $(DEMO)/task/imagesTs \
 		--output_dir $(DEMO)/masks --weights_file $(DEMO)/model.pt
 	$(BIN)/python -m scripts.report.compare --masks $(DEMO)/masks --labels $(DEMO)/task/labelsTs \
-		--images $(DEMO)/task/imagesTs --picture $(DEMO)/pictures.png
+		--images $(DEMO)/task/imagesTs --output $(DEMO)/scores
 
 test: .venv/installed
 	$(BIN)/python -m pytest -q
@@ -32,9 +33,26 @@ test: .venv/installed
 test-slow: .venv/installed
 	$(BIN)/python -m pytest -q -m slow
 
+# MONAI Label's dependencies do not go together with the bundle's own: docs/monailabel.md
+$(LABEL)/installed: requirements.txt apps/digar/requirements.txt apps/digar/requirements-no-deps.txt
+	$(PYTHON) -m venv $(LABEL)
+	$(LABEL)/bin/python -m pip install --quiet -r apps/digar/requirements.txt pytest
+	$(LABEL)/bin/python -m pip install --quiet --no-deps -r apps/digar/requirements-no-deps.txt
+	$(LABEL)/bin/python tests/label/torchvision_beside_cpu.py
+	touch $@
+
+test-label: $(LABEL)/installed
+	$(LABEL)/bin/python -m pytest -q -m label tests/label
+
 lint: .venv/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 
+bundle:
+	$(PYTHON) -m scripts.release
+
+notebook: .venv/installed  # runs docs/quickstart.ipynb and stores what it shows
+	$(BIN)/jupyter execute --inplace --NotebookClient.record_timing=False docs/quickstart.ipynb
+
 clean:
-	rm -rf .venv $(DEMO) runs
+	rm -rf .venv $(LABEL) $(DEMO) runs

@@ -11,8 +11,8 @@ A dilation of 2 divides the cost by 8 in ``grid`` and ``local`` and by 4 in ``se
 ``8^3`` scale the dilation with the grid, so that a sub-grid or window keeps 8^3 patches: linear, as D-Former has it.
 
 A row is left out, and says why, where its memory or time, estimated from the grid before it and the growth of the
-number of scores, is over the limit. The last table is about bf16 on a CPU: plain products against PyTorch's fused
-kernel by number of keys, which is what ``explicit_keys`` in ``scripts/networks/attention/core.py`` decides.
+number of scores, is over the limit. The last table is about bf16 on a CPU, by number of keys: PyTorch's fused kernel,
+plain products of all heads, and pieces of them, between which ``scripts/networks/attention/core.py`` decides.
 """
 
 import argparse
@@ -25,6 +25,7 @@ from dataclasses import asdict, dataclass
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks.measure import (
@@ -40,9 +41,11 @@ from benchmarks.measure import (
     write_json,
 )
 from scripts.networks.attention import build_branch
-from scripts.networks.attention.core import attend, prefix_causal_bias
+from scripts.networks.attention.core import attend_at_once, prefix_causal_bias
+from scripts.networks.attention.pieces import attend_in_pieces
 
 HEADS, HEAD_WIDTH = 12, 64  # of `base`
+LARGEST_AT_ONCE = 2000  # MiB of scores and what stands beside them
 SUBGRID = 8  # patches along an axis of the sub-grids of constant size
 GRIDS = ["8x8x8", "16x16x16", "16x16x32", "16x32x32", "32x32x32"]
 MODES = ["full", "sequence", "grid", "local", "grid 8^3", "local 8^3"]
@@ -179,28 +182,25 @@ def measure_grid(cases: Sequence[Case], before: dict[str, dict], rounds: int, li
     return rows
 
 
-def measure_explicit(keys: Sequence[int], rounds: int) -> list[dict]:
-    """bf16 on a CPU, forward and backward: plain products against the fused kernel, a row per key count and mask."""
+def measure_ways(keys: Sequence[int], rounds: int) -> list[dict]:
+    """bf16 on a CPU, forward and backward: three ways to attend, a row per key count and mask."""
     rows = []
     for count in keys:
         heads = random_heads(count, torch.bfloat16, "cpu")
         position = torch.arange(count)[None]
         mask = prefix_causal_bias(position, position, torch.tensor([count // 2]), math.inf, torch.bfloat16)
         for bias in (None, mask):
+            ways = {"fused": F.scaled_dot_product_attention, "at_once": attend_at_once, "in_pieces": attend_in_pieces}
+            if HEADS * count**2 * 2 * 6 / MIB > LARGEST_AT_ONCE:
+                del ways["at_once"]
             calls = {
-                name: functools.partial(run, functools.partial(attend, bias=bias, explicit_keys=limit), heads, True)
-                for name, limit in (("explicit", count), ("fused", 0))
+                name: functools.partial(run, lambda q, k, v, way=way, bias=bias: way(q, k, v, bias), heads, True)
+                for name, way in ways.items()
             }
             seconds = {n: statistics.median(s) for n, s in seconds_in_turns(calls, rounds, "cpu").items()}
-            rows.append(
-                {
-                    "keys": count,
-                    "prefix": bias is not None,
-                    "seconds_explicit": seconds["explicit"],
-                    "seconds_fused": seconds["fused"],
-                    "explicit_to_fused": seconds["explicit"] / seconds["fused"],
-                }
-            )
+            row = {"keys": count, "prefix": bias is not None, "seconds_fused": seconds["fused"]}
+            row |= {f"{name}_to_fused": seconds[name] / seconds["fused"] for name in ways if name != "fused"}
+            rows.append(row)
     return rows
 
 
@@ -262,16 +262,17 @@ def main(argv: Sequence[str] | None = None) -> None:
                 rows.extend(new)
     print_rows(rows)
 
-    explicit: list[dict] = []
+    ways: list[dict] = []
     if arguments.device == "cpu" and arguments.keys:
-        explicit = measure_explicit(arguments.keys, arguments.rounds)
+        ways = measure_ways(arguments.keys, arguments.rounds)
+        columns = ["keys", "prefix", "seconds_fused", "at_once_to_fused", "in_pieces_to_fused"]
         print_table(
-            "bf16 on a CPU, forward + backward: plain products against the fused kernel",
-            ["keys", "mask", "explicit, s", "fused, s", "explicit to fused"],
-            [list(row.values()) for row in explicit],
+            "bf16 on a CPU, forward + backward: plain products, at once and in pieces, against the fused kernel",
+            ["keys", "mask", "fused, s", "at once to fused", "in pieces to fused"],
+            [[row.get(name) for name in columns] for row in ways],
         )
     content = {"benchmark": "attention", "machine": machine, "limits": asdict(limits), "rounds": arguments.rounds}
-    write_json(arguments.output, {**content, "rows": rows, "explicit": explicit})
+    write_json(arguments.output, {**content, "rows": rows, "ways": ways})
 
 
 if __name__ == "__main__":

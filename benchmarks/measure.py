@@ -17,6 +17,7 @@ from typing import Any
 
 import monai
 import torch
+from torch import nn
 
 MIB = 2**20
 DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16}
@@ -97,6 +98,22 @@ def _held(device: str) -> float:
         return torch.cuda.memory_allocated() / MIB
     unit = 1 if sys.platform == "darwin" else 1024  # bytes there, KiB on Linux
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / MIB
+
+
+def kept_for_backward(network: nn.Module, forward: Callable[[], object]) -> float:
+    """What autograd keeps of a forward pass for the backward pass, in MiB, the network's own weights left out."""
+    weights = {parameter.untyped_storage().data_ptr() for parameter in network.parameters()}
+    kept: dict[int, torch.UntypedStorage] = {}  # held, so that no address serves twice
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            kept[storage.data_ptr()] = storage
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        forward()
+    return sum(storage.nbytes() for storage in kept.values()) / MIB
 
 
 def _wait(device: str) -> None:

@@ -12,6 +12,13 @@ Everything takes the same volumes, which lie on the device already, with the sam
   DiGAR and finds the same loss.
 - ``vit-*``: MONAI's ViT of the same size with a linear layer to the pixels, mean square error, no mask, fused AdamW.
 - ``none-*`` and the gated modes: this bundle's network, loss and fused AdamW. ``local,grid`` are layers in turn.
+  ``-cheap`` and ``-all`` have activation checkpointing, ``-compiled`` compiled blocks.
+
+Memory is told thrice, at two batch sizes. ``peak``: what the step takes on top of the network, gradients and the
+optimizer's two moments included, which are three times the weights and the same for all who train with AdamW in float32
+and clip gradients by their norm. ``beyond``: the peak less these. ``kept``: what autograd holds between the forward and
+the backward pass, counted tensor by tensor, so that it is exact; with ``-all`` the block that is being computed anew
+comes on top. Compiled code and ``-cheap`` hold theirs elsewhere: their cells stay empty.
 
 Before that, the rates that this machine reaches in the matrix products of ``none``, alone: with their FLOPs they give
 a floor, the seconds per step below which no program that does these products with these kernels can go.
@@ -23,7 +30,7 @@ import math
 import statistics
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -34,7 +41,9 @@ from torch import Tensor, nn
 
 from benchmarks.measure import (
     DTYPES,
+    MIB,
     default_device,
+    kept_for_backward,
     machine_facts,
     peak_memory,
     print_machine,
@@ -42,8 +51,10 @@ from benchmarks.measure import (
     seconds_in_turns,
     write_json,
 )
+from scripts.compilation import compile_blocks
 from scripts.losses import NextPatchLoss, next_patch_target
 from scripts.networks import SIZES, PretrainingNetwork
+from scripts.networks.checkpointing import CHECKPOINTING
 from scripts.networks.patches import to_patches
 from scripts.networks.position import sincos_position
 
@@ -59,7 +70,18 @@ VARIANTS = [
     "full+grid-bf16",
     "local+grid-bf16",
     "local,grid-bf16",
+    "none-bf16-cheap",
+    "none-bf16-all",
+    "none-bf16-compiled",
+    "full+sequence-bf16-cheap",
+    "full+sequence-bf16-compiled",
 ]
+
+
+def parse_variant(variant: str) -> tuple[str, str, str]:
+    """``none-bf16-cheap`` as what is trained, the precision, and what is done on top or nothing."""
+    name, precision, *on_top = variant.split("-")
+    return name, precision, on_top[0] if on_top else ""
 
 
 @dataclass(frozen=True)
@@ -217,11 +239,13 @@ def monai_vit(setting: Setting) -> Trainable:
     return Trainable(network, torch.optim.AdamW(network.parameters(), lr=1e-4, fused=True), loss)
 
 
-def digar(setting: Setting, attention: str) -> Trainable:
+def digar(setting: Setting, attention: str, on_top: str) -> Trainable:
     """This bundle's; ``attention`` is a mode, or modes with commas between, which the layers take in turn."""
-    network = PretrainingNetwork(setting.image, setting.patch, size=setting.size, attention=attention.split(",")).to(
-        setting.device
-    )
+    checkpointing = on_top if on_top in CHECKPOINTING else "none"
+    arguments = {"size": setting.size, "attention": attention.split(","), "checkpointing": checkpointing}
+    network = PretrainingNetwork(setting.image, setting.patch, **arguments).to(setting.device)
+    if on_top == "compiled" and not compile_blocks(network, True):
+        raise RuntimeError("there is no compiler here: leave the compiled variants out")
     objective = NextPatchLoss((setting.patch,) * 3)
 
     def loss(batch: Batch) -> Tensor:
@@ -230,32 +254,39 @@ def digar(setting: Setting, attention: str) -> Trainable:
     return Trainable(network, torch.optim.AdamW(network.parameters(), lr=1e-4, fused=True), loss)
 
 
-def build_trainable(name: str, setting: Setting) -> Trainable:
-    """What a variant trains, by its name without the precision."""
+def build_trainable(name: str, on_top: str, setting: Setting) -> Trainable:
+    """What a variant trains, by its name, without the precision."""
     torch.manual_seed(0)
     if name == "published":
         return published(setting)
     if name == "vit":
         return monai_vit(setting)
-    return digar(setting, name)
+    return digar(setting, name, on_top)
 
 
 def build_step(
-    variant: str, setting: Setting, build: Callable[[str, Setting], Trainable] = build_trainable
+    variant: str, setting: Setting, build: Callable[[str, str, Setting], Trainable] = build_trainable
 ) -> Callable[[], Tensor]:
     """One whole training step of a variant, ready to be called; it returns the loss."""
-    name, _, precision = variant.rpartition("-")
-    trainable, batch = build(name, setting), make_batch(setting)
+    name, precision, on_top = parse_variant(variant)
+    trainable, batch = build(name, on_top, setting), make_batch(setting)
 
     def step() -> Tensor:
-        with torch.autocast(setting.device, torch.bfloat16, enabled=precision == "bf16"):
-            loss = trainable.loss(batch)
+        loss = forward_loss(trainable, batch, precision)
         loss.backward()
         trainable.optimizer.step()
         trainable.optimizer.zero_grad()
         return loss.detach()
 
     return step
+
+
+def forward_loss(trainable: Trainable, batch: Batch, precision: str) -> Tensor:
+    """The loss; under bf16 autocast, DiGAR's casts of the weights are not cached, as in its trainer."""
+    ours = isinstance(trainable.network, PretrainingNetwork)
+    enabled = precision == "bf16"
+    with torch.autocast(batch.image.device.type, torch.bfloat16, enabled=enabled, cache_enabled=not ours):
+        return trainable.loss(batch)
 
 
 # The floor: the matrix products of `none` alone
@@ -339,15 +370,30 @@ def measure_products(setting: Setting, rounds: int) -> list[dict]:
 # The command
 
 
+def step_gflop(name: str, setting: Setting) -> float:
+    """Of the matrix products of one step of this bundle's network; the scores of each layer's mode, as they are."""
+    arguments = {"size": setting.size, "attention": name.split(",")}
+    with torch.device("meta"):
+        blocks = PretrainingNetwork(setting.image, setting.patch, **arguments).backbone.blocks
+    gflop = 0.0
+    plain = (setting.num_patches + 2) ** 2 * len(blocks)
+    for product in layer_products(setting):
+        share = sum(block.attention.num_scores for block in blocks) / plain if product.batch > 1 else 1.0
+        gflop += product.gflop * product.count * (2 + product.input_gradient) * share
+    return gflop
+
+
 def measure_steps(variants: Sequence[str], setting: Setting, rounds: int, floors: dict[str, float]) -> list[dict]:
-    """A row per variant: seconds per step, ratios, peak memory, and the share of the floor that ``none`` reaches."""
+    """A row per variant: seconds per step, ratios, tokens per second, and the share of the rate of products."""
     shared = functools.cache(build_trainable)  # the two precisions of a network share its weights
     turns = seconds_in_turns({v: build_step(v, setting, shared) for v in variants}, rounds, setting.device)
     seconds = {variant: statistics.median(values) for variant, values in turns.items()}
     shared.cache_clear()
     rows = []
     for variant in variants:
-        name, _, precision = variant.rpartition("-")
+        name, precision, _ = parse_variant(variant)
+        rate = step_gflop("none", setting) / floors[precision]  # GFLOP/s of the products alone
+        ours = name not in ("published", "vit")
         rows.append(
             {
                 "variant": variant,
@@ -355,10 +401,29 @@ def measure_steps(variants: Sequence[str], setting: Setting, rounds: int, floors
                 "fastest": min(turns[variant]),
                 "to_published": seconds[variant] / seconds[PUBLISHED] if PUBLISHED in seconds else None,
                 "to_none_bf16": seconds[variant] / seconds[PLAIN] if PLAIN in seconds else None,
-                "share_of_floor": floors[precision] / seconds[variant] if name == "none" else None,
-                "peak_memory_mib": peak_memory(build_step, (variant, setting), setting.device, calls=2),
+                "tokens_per_second": setting.batch * (setting.num_patches + 2) / seconds[variant],
+                "product_rate_share": step_gflop(name, setting) / seconds[variant] / rate if ours else None,
             }
         )
+    return rows
+
+
+def measure_memory(variants: Sequence[str], setting: Setting) -> list[dict]:
+    """A row per variant, in MiB: peak, its part beyond gradients and moments, what is kept."""
+    rows: list[dict] = []
+    for variant in variants:
+        name, precision, on_top = parse_variant(variant)
+        trainable, batch = build_trainable(name, on_top, setting), make_batch(setting)
+        state = 3 * sum(p.numel() * p.element_size() for p in trainable.network.parameters()) / MIB
+        forward = functools.partial(forward_loss, trainable, batch, precision)
+        kept = None if on_top in ("compiled", "cheap") else kept_for_backward(trainable.network, forward)
+        peak = peak_memory(build_step, (variant, setting), setting.device, calls=2)
+        rows.append({"variant": variant, "batch": setting.batch, "peak": peak, "beyond": peak - state, "kept": kept})
+    published = next((row for row in rows if row["variant"] == PUBLISHED), None)
+    for row in rows:
+        for key in ("peak", "beyond", "kept"):
+            known = published is not None and row[key] is not None
+            row[f"{key}_to_published"] = row[key] / published[key] if known else None
     return rows
 
 
@@ -382,6 +447,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--image", type=int, default=128, help="voxels along each axis (default 128)")
     parser.add_argument("--patch", type=int, default=16, help="voxels along each axis (default 16)")
     parser.add_argument("--batch", type=int, default=2)
+    parser.add_argument("--memory-batches", nargs="*", type=int, default=[2, 8], help="batch sizes to tell memory at")
     parser.add_argument("--rounds", type=int, default=5, help="timed rounds; in each, every variant runs once")
     parser.add_argument("--variants", nargs="+", default=VARIANTS, choices=VARIANTS)
     parser.add_argument("--threads", type=int, help="of PyTorch on a CPU (default: its own choice)")
@@ -420,11 +486,22 @@ def main(argv: Sequence[str] | None = None) -> None:
     steps = measure_steps(arguments.variants, setting, arguments.rounds, floors)
     print_table(
         f"One step, {setting.size}, batch {setting.batch}, {setting.image}^3 voxels in {setting.patch}^3 patches",
-        ["variant", "seconds", "fastest", "to published", "to none-bf16", "share of floor", "peak memory, MiB"],
+        ["variant", "seconds", "fastest", "to published", "to none-bf16", "tokens/s", "share of product rate"],
         [list(row.values()) for row in steps],
     )
+    memory = []
+    for batch_size in arguments.memory_batches:
+        rows = measure_memory(arguments.variants, replace(setting, batch=batch_size))
+        print_table(
+            f"Memory of a step at batch {batch_size}, MiB",
+            ["variant", "batch", "peak", "beyond", "kept", "peak to published", "beyond", "kept"],
+            [list(row.values()) for row in rows],
+        )
+        memory.extend(rows)
     content = {"benchmark": "pretrain_step", "machine": machine, "setting": asdict(setting), "rounds": arguments.rounds}
-    write_json(arguments.output, {**content, "products": products, "floor_seconds": floors, "steps": steps})
+    write_json(
+        arguments.output, {**content, "products": products, "floor_seconds": floors, "steps": steps, "memory": memory}
+    )
 
 
 if __name__ == "__main__":

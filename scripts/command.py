@@ -13,6 +13,8 @@ from monai.bundle.utils import ID_SEP_KEY
 
 from scripts.tracking import disable_telemetry
 
+SOME_FAILED = 3  # exit code
+
 
 def is_bundle_command(arguments: Sequence[str]) -> bool:
     """Whether the process was started as ``python -m monai.bundle run ...``."""
@@ -26,6 +28,16 @@ def prepare_command() -> None:
     if is_bundle_command(sys.argv):
         sys.excepthook = explain_error
         refuse_unknown_options(sys.argv)
+
+
+def finish_command(failed: int) -> None:
+    """Last step of a workflow over many files: the command ends with 3 if some failed. As a library, it does nothing.
+
+    Args:
+        failed: how many files failed.
+    """
+    if failed and is_bundle_command(sys.argv):
+        sys.exit(SOME_FAILED)
 
 
 def explain_error(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:

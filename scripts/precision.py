@@ -44,6 +44,8 @@ class PrecisionInferer(Inferer):
 
     def __call__(self, inputs: torch.Tensor, network: torch.nn.Module, *args: Any, **kwargs: Any) -> torch.Tensor:
         enabled = self.dtype != torch.float32
-        with torch.autocast(inputs.device.type, dtype=self.dtype, enabled=enabled):
+        # weights are cast once for all windows; in training, where each is used once, the casts would only be kept
+        cache = not torch.is_grad_enabled()
+        with torch.autocast(inputs.device.type, dtype=self.dtype, enabled=enabled, cache_enabled=cache):
             result = self.inferer(inputs, network, *args, **kwargs)
         return result.float()

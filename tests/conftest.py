@@ -1,5 +1,6 @@
 """Small phantom studies and a small network, shared by the tests."""
 
+import importlib.util
 import json
 from pathlib import Path
 
@@ -9,6 +10,9 @@ import torch
 from scripts.data.phantoms import write_phantoms
 
 ROOT = Path(__file__).parents[1]
+collect_ignore = (
+    [] if importlib.util.find_spec("monailabel") else ["label"]
+)  # an environment of its own: make test-label
 torch.set_num_threads(1)  # the volumes are small: several threads only wait for each other
 SMALL = {
     "num_classes": 7,

@@ -6,11 +6,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import attention, finetune, pretrain_step, scaling
+from benchmarks import attention, export, finetune, pretrain_data, pretrain_step, resolution, scaling
+from scripts.networks import SegmentationNetwork
 from scripts.networks.weights import convert_published
 from tests import conftest
 
-STEPS = ["published-float32", "vit-bf16", "none-float32", "none-bf16", "full+sequence-bf16"]
+STEPS = ["published-float32", "vit-bf16", "none-float32", "none-bf16", "none-bf16-all"]
 SMALL = pretrain_step.Setting(size="tiny", image=32, patch=8, batch=2, device="cpu")
 
 
@@ -18,6 +19,7 @@ SMALL = pretrain_step.Setting(size="tiny", image=32, patch=8, batch=2, device="c
 def steps(tmp_path_factory) -> dict:
     output = tmp_path_factory.mktemp("benchmarks") / "step.json"
     small = ["--size", "tiny", "--image", "32", "--patch", "8", "--device", "cpu", "--rounds", "1"]
+    small += ["--memory-batches", "3"]
     pretrain_step.main([*small, "--variants", *STEPS, "--output", str(output)])
     return json.loads(output.read_text())
 
@@ -33,7 +35,15 @@ def attentions(tmp_path_factory) -> dict:
 def test_every_variant_of_the_step_has_time_ratios_and_memory(steps) -> None:
     assert [row["variant"] for row in steps["steps"]] == STEPS
     for row in steps["steps"]:
-        assert all(row[key] > 0 for key in ("seconds", "to_published", "to_none_bf16", "peak_memory_mib")), row
+        assert all(row[key] > 0 for key in ("seconds", "to_published", "to_none_bf16", "tokens_per_second")), row
+
+
+def test_memory_is_told_for_every_variant_and_checkpointing_keeps_less(steps) -> None:
+    rows = {row["variant"]: row for row in steps["memory"]}
+    assert list(rows) == STEPS
+    assert all(row["batch"] == 3 and row["peak"] > 0 and row["kept"] > 0 for row in rows.values())
+    assert rows["published-float32"]["kept_to_published"] == 1
+    assert rows["none-bf16-all"]["kept"] < 0.5 * rows["none-bf16"]["kept"]
 
 
 def test_the_floor_is_the_sum_over_the_products_of_plain_attention(steps) -> None:
@@ -42,7 +52,15 @@ def test_the_floor_is_the_sum_over_the_products_of_plain_attention(steps) -> Non
         assert len(rows) == 8
         assert floor == pytest.approx(sum(row["seconds_per_step"] for row in rows))
         assert all(rate > 0 for row in rows for rate in row["gflop_per_second"].values())
-    assert all(row["share_of_floor"] > 0 for row in steps["steps"] if row["variant"].startswith("none"))
+    for row in steps["steps"]:
+        if row["variant"] in ("none-float32", "none-bf16"):  # the same products in the numerator
+            share = steps["floor_seconds"][row["variant"].partition("-")[2]] / row["seconds"]
+            assert row["product_rate_share"] == pytest.approx(share)
+
+
+def test_products_of_a_mode_are_counted_with_its_own_scores() -> None:
+    none, gated, turns = (pretrain_step.step_gflop(name, SMALL) for name in ("none", "full+sequence", "local,grid"))
+    assert turns < none < gated
 
 
 def test_machine_facts_name_the_processor_and_no_host_or_path(steps) -> None:
@@ -54,8 +72,8 @@ def test_machine_facts_name_the_processor_and_no_host_or_path(steps) -> None:
 
 
 def test_the_published_way_computes_what_plain_attention_computes() -> None:
-    published = pretrain_step.build_trainable("published", SMALL)
-    plain = pretrain_step.build_trainable("none", SMALL)
+    published = pretrain_step.build_trainable("published", "", SMALL)
+    plain = pretrain_step.build_trainable("none", "", SMALL)
     weights, _ = convert_published(published.network.state_dict())
     plain.network.load_state_dict(weights)
     batch = pretrain_step.make_batch(SMALL)
@@ -63,7 +81,7 @@ def test_the_published_way_computes_what_plain_attention_computes() -> None:
 
 
 @pytest.mark.parametrize(
-    "variant", ["published-bf16", "vit-float32", "full+grid-bf16", "local+grid-bf16", "local,grid-bf16"]
+    "variant", ["published-bf16", "vit-float32", "full+grid-bf16", "local+grid-bf16", "local,grid-bf16-cheap"]
 )
 def test_a_step_trains(variant) -> None:
     step = pretrain_step.build_step(variant, SMALL)
@@ -82,9 +100,9 @@ def test_every_mode_has_a_row_for_each_grid_and_mask(attentions) -> None:
     assert full == [66**2, 130**2]
 
 
-def test_explicit_products_are_compared_with_the_fused_kernel(attentions) -> None:
-    assert [(row["keys"], row["prefix"]) for row in attentions["explicit"]] == [(32, False), (32, True)]
-    assert all(row["explicit_to_fused"] > 0 for row in attentions["explicit"])
+def test_three_ways_to_attend_are_compared(attentions) -> None:
+    assert [(row["keys"], row["prefix"]) for row in attentions["ways"]] == [(32, False), (32, True)]
+    assert all(row["at_once_to_fused"] > 0 and row["in_pieces_to_fused"] > 0 for row in attentions["ways"])
 
 
 def test_a_grid_over_the_memory_limit_is_left_out_with_the_reason_and_so_are_larger_ones() -> None:
@@ -100,6 +118,17 @@ def test_estimates_grow_with_the_number_of_scores() -> None:
     case = attention.Case("grid", (8, 8, 8), "bf16", False, "cpu")
     before = {"scores_per_head": 1000, "peak_memory_mib": 10.0, "seconds_training": 0.5}
     assert attention.estimate(case, 4000, before) == (40.0, 2.0)
+
+
+def test_exports_are_timed_and_compared_with_the_network_in_each_precision() -> None:
+    network = SegmentationNetwork(16, 4, size={"hidden_size": 24, "num_layers": 1, "num_heads": 2}).eval()
+    networks = {"PyTorch": network, "TorchScript": torch.jit.script(network), "ONNX": network}
+    rows = export.measure(networks, batch=2, rounds=1, device="cpu")
+    differences = {row["network"]: row["largest_difference"] for row in rows}
+    assert set(differences) == {f"{name}, float32" for name in networks} | {"PyTorch, bf16", "TorchScript, bf16"}
+    assert differences["PyTorch, float32"] == 0
+    assert differences["TorchScript, float32"] < 1e-4 < differences["PyTorch, bf16"]
+    assert all(row["seconds"] > 0 and row["to_pytorch"] > 0 for row in rows)
 
 
 @pytest.fixture(scope="module")
@@ -169,3 +198,32 @@ def test_the_slowest_part_is_the_bottleneck_and_costs_time(changes, bottleneck):
     plan = make_plan(8, **changes)
     assert plan["bottleneck"] == bottleneck
     assert plan["hours"] > make_plan(8)["hours"] * 1.1
+
+
+def test_pretraining_data_are_compared_with_reading_anew_and_with_stored_patches(tmp_path) -> None:
+    small = ["--shape", "24", "20", "20", "--scans", "2", "--sample", "16", "--samples", "4", "--rounds", "1"]
+    network = ["--patch", "8", "--size", "tiny", "--steps", "1", "--workers", "0", "--device", "cpu"]
+    output = tmp_path / "data.json"
+    pretrain_data.main([*small, *network, "--output", str(output)])
+    result = json.loads(output.read_text())
+    assert set(result["warm"]) == {"no cache", "cache", "offline patches"}
+    assert all(rate > 0 for rate in [*result["warm"].values(), *result["loader"]["0"].values()])
+    size = result["bytes_per_scan"]
+    assert 2 * 24 * 20 * 20 <= size["cache"] < 3 * 24 * 20 * 20 + 4096  # 16 bits a voxel, and what is known of them
+    assert size["50 patches"] >= 50 * 4 * 16**3
+    assert 0 <= result["waiting"]["0"]["share_waiting"] < 1
+
+
+def test_resolution_has_a_row_for_each_volume_and_draws_the_curve(tmp_path) -> None:
+    output, picture = tmp_path / "resolution.json", tmp_path / "curve.png"
+    small = ["--volumes", "16", "32", "--patch", "2", "--size", "tiny", "--layers", "2", "--full-up-to", "512"]
+    resolution.main([*small, "--rounds", "1", "--output", str(output), "--picture", str(picture)])
+    rows = json.loads(output.read_text())["rows"]
+    assert [(row["attention"], row["patches"], row["dilation"]) for row in rows] == [
+        ("none", 512, 1),
+        ("local,grid", 512, 1),
+        ("local,grid", 4096, 2),
+    ]
+    assert all(row["seconds"] > 0 and row["kept"] > 0 for row in rows)
+    assert rows[2]["kept"] < 10 * rows[1]["kept"]  # linear, but for start and end tokens
+    assert picture.stat().st_size > 1000

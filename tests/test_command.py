@@ -7,7 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from scripts.command import explain_error, is_bundle_command, prepare_command, refuse_unknown_options
+from scripts.command import (
+    explain_error,
+    finish_command,
+    is_bundle_command,
+    prepare_command,
+    refuse_unknown_options,
+)
 from tests.conftest import ROOT
 
 PROGRAM = "/usr/lib/python3/site-packages/monai/bundle/__main__.py"
@@ -123,7 +129,7 @@ def test_values_and_options_without_a_value_are_no_options(config):
         (["train.json", "multi_gpu_train.json", "base.json"], ["--label_ratio", "--device"]),
         (["train.json", "evaluate.json"], ["--part", "--weights_file"]),
         (["pretrain.yaml", "demo.json"], ["--slab_offset", "--norm_pixel", "--num_classes"]),
-        (["inference.json"], ["--overlap", "--output_dir", "--dataloader#num_workers"]),
+        (["inference.json"], ["--overlap", "--output_dir", "--probabilities", "--inferer#window_batch"]),
     ],
 )
 def test_options_of_the_shipped_configs_are_accepted(files, options):
@@ -168,6 +174,22 @@ def test_as_a_library_nothing_is_checked_or_changed(restored_hook, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["notebook.py", "--config_file", "absent.json", "--dataset_dri", "x"])
     prepare_command()
     assert sys.excepthook is restored_hook
+
+
+@pytest.mark.parametrize(("failed", "code"), [(0, None), (2, 3)])
+def test_a_command_over_many_files_ends_with_3_if_some_failed(failed, code, monkeypatch):
+    monkeypatch.setattr(sys, "argv", [PROGRAM, "run"])
+    if code is None:
+        finish_command(failed)
+    else:
+        with pytest.raises(SystemExit) as caught:
+            finish_command(failed)
+        assert caught.value.code == code
+
+
+def test_as_a_library_nothing_ends_the_process(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["notebook.py", "run"])
+    finish_command(2)
 
 
 # Errors

@@ -13,7 +13,15 @@ from monai.bundle import ConfigParser
 from tests.conftest import ROOT
 
 CONFIGS = ROOT / "configs"
-WORKFLOWS = ("train.json", "pretrain.yaml", "inference.json", "evaluate.json")
+WORKFLOWS = ("train.json", "pretrain.yaml", "inference.json", "evaluate.json", "classify.json", "evaluate_classes.json")
+CLASSIFICATION = {  # ids that classify.json has beyond train.json: its cases are others
+    "classes", "patience", "turn_probability", "early_stop", "cases", "training_part", "training_cases",
+    "validation_cases", "train#dataset#data", "validate#dataset#data",
+}  # fmt: skip
+EVALUATION = {  # ids that an evaluation has beyond its training
+    "part", "worst_pictures", "evaluated_cases", "preprocessing", "postprocessing", "inferer", "dataset", "sampler",
+    "dataloader", "handlers", "evaluator", "key_metric",
+}  # fmt: skip
 SCHEMA = json.loads((ROOT / "tests/metadata_schema.json").read_text())
 METADATA = json.loads((CONFIGS / "metadata.json").read_text())
 ABSOLUTE = re.compile(r"^(/|~|[A-Za-z]:[\\/])|(?<!@bundle_root \+ )['\"](/|~|[A-Za-z]:[\\/])\w+/")
@@ -39,14 +47,23 @@ def strings(value: object) -> Iterator[str]:
 # One network in all workflows
 
 
-@pytest.mark.parametrize("key", ["network_def", "spacing", "roi_size", "num_classes", "in_channels"])
+def trained_network() -> dict:
+    """The network that training declares, without what saves memory there and changes no result."""
+    return {name: value for name, value in load("train.json")["network_def"].items() if name != "checkpointing"}
+
+
+@pytest.mark.parametrize("key", ["spacing", "roi_size", "num_classes", "in_channels", "intensity"])
 def test_training_and_inference_declare_the_same(key):
     assert load("train.json")[key] == load("inference.json")[key]
 
 
+def test_training_and_inference_declare_the_same_network():
+    assert trained_network() == load("inference.json")["network_def"]
+
+
 def test_training_and_inference_give_the_networks_references_the_same_values():
     configs = [load(name) for name in ("train.json", "inference.json")]
-    references = [value[1:] for value in configs[0]["network_def"].values() if str(value).startswith("@")]
+    references = [value[1:] for value in trained_network().values() if str(value).startswith("@")]
     assert len(references) >= 7
     for name in references:
         assert configs[0][name] == configs[1][name], name
@@ -58,11 +75,19 @@ def test_pretraining_builds_the_backbone_that_training_starts_from():
         assert pretraining[name] == training[name], name
 
 
-@pytest.mark.parametrize("overlay", ["demo.json", "base.json"])
+@pytest.mark.parametrize("overlay", ["demo.json", "base.json", "exported.json"])
 def test_every_id_of_an_overlay_exists_in_a_workflow(overlay):
     parsers = [ConfigParser(load(name)) for name in WORKFLOWS]
     unknown = [name for name in load(overlay) if not any(name in parser for parser in parsers)]
     assert unknown == []
+
+
+def test_every_id_that_a_config_is_laid_over_exists_below_it():
+    for files in (["train.json", "classify.json"], ["train.json", "classify.json", "evaluate_classes.json"]):
+        names = {name.lstrip("+") for name in load(files[-1])}
+        below = set(ConfigParser.load_config_files([str(CONFIGS / file) for file in files[:-1]]))
+        new = {"classify.json": CLASSIFICATION}.get(files[-1], EVALUATION)
+        assert names - below == new
 
 
 # Paths

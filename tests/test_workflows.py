@@ -1,20 +1,25 @@
 """The workflows as users start them: each config with the small overlay, on phantom studies."""
 
+import csv
 import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import monai.bundle
 import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from ignite.engine import Engine
+from ignite.engine import Engine, Events
 from monai.bundle import ConfigWorkflow
 from monai.engines import IterationEvents
 from PIL import Image
 
+from scripts.data.datalists import labelled_cases
+from scripts.data.phantom_studies import write_lesions, write_studies
+from scripts.data.phantoms import LABELS
 from tests.conftest import ROOT
 
 META, LOGGING = str(ROOT / "configs/metadata.json"), str(ROOT / "configs/logging.conf")
@@ -76,7 +81,9 @@ def pretrained(task: Path, small_overlay: str, tmp_path_factory: pytest.TempPath
 
 
 @pytest.mark.parametrize("kind", ["training", "evaluation", "inference"])
-def test_all_required_properties_are_there(kind: str, task: Path, small_overlay: str, trained: Path) -> None:
+def test_all_required_properties_are_there(
+    kind: str, task: Path, small_overlay: str, trained: Path, tmp_path: Path
+) -> None:
     names = {
         "training": ["train.json"],
         "evaluation": ["train.json", "evaluate.json"],
@@ -89,7 +96,7 @@ def test_all_required_properties_are_there(kind: str, task: Path, small_overlay:
         kind,
         dataset_dir=str(folder),
         weights_file=str(trained / "model.pt"),
-        output_dir=str(trained),
+        output_dir=str(tmp_path),  # beginning a training moves what stands there
     )
     flow.initialize()
     assert flow.check_properties() == []
@@ -154,8 +161,10 @@ def test_a_run_killed_within_an_epoch_and_resumed_ends_where_an_unbroken_one_doe
     with pytest.raises(Killed):
         killed.run()
     resumed = make("parts", resume="auto")
-    assert resumed.trainer.state.iteration == 6
+    steps: list[int] = []
+    resumed.trainer.add_event_handler(Events.ITERATION_COMPLETED, lambda engine: steps.append(engine.state.iteration))
     resumed.run()
+    assert steps == [7, 8]
     assert resumed.trainer.state.iteration == unbroken.trainer.state.iteration == 8
     for name, tensor in unbroken.network_def.state_dict().items():
         assert torch.equal(tensor, resumed.network_def.state_dict()[name]), name
@@ -176,6 +185,38 @@ def test_resuming_with_other_batches_is_refused(task: Path, small_overlay: str, 
 def test_without_validation_cases_the_last_weights_are_written(task: Path, small_overlay: str, tmp_path: Path) -> None:
     train(task, small_overlay, tmp_path, validation_share=0)
     assert (tmp_path / "model.pt").is_file()
+
+
+@pytest.mark.parametrize("run_id", ["run", ""], ids=["run", "what 3D Slicer sends"])
+def test_a_training_on_given_cases_runs_once(run_id: str, task: Path, small_overlay: str, tmp_path: Path) -> None:
+    """As MONAI Label starts it: lists of cases and no task folder; an empty run_id is the whole config."""
+    weights = tmp_path / "model.pt"
+    weights.write_bytes(b"former")
+    monai.bundle.run(
+        run_id=run_id,
+        meta_file=META,
+        config_file=[str(ROOT / "configs/train.json"), small_overlay],
+        bundle_root=str(ROOT),
+        output_dir=str(tmp_path),
+        weights_file=str(weights),
+        **{
+            "train#dataset#data": labelled_cases(task)[:3],
+            "validate#dataset#data": [],
+            "train#trainer#max_epochs": 2,
+        },
+    )
+    assert [file.read_bytes() for file in (tmp_path / "former").iterdir()] == [b"former"]
+    state = torch.load(tmp_path / "states" / "step_0000004.pt", weights_only=True)["trainer"]
+    assert (state["epoch_length"], state["max_epochs"]) == (2, 2)
+    assert torch.load(weights, weights_only=True)
+
+
+def test_the_learning_rate_ends_with_the_trainer(task: Path, small_overlay: str, tmp_path: Path) -> None:
+    options = {"dataset_dir": str(task), "output_dir": str(tmp_path), "train#trainer#max_epochs": 7}
+    flow = workflow(["train.json"], small_overlay, "training", "training", **options)
+    flow.initialize()
+    assert flow.parser.get_parsed_content("total_steps") == 7 * 2
+    flow.finalize()
 
 
 def test_pretraining_writes_weights_that_training_starts_from(
@@ -204,15 +245,53 @@ def test_pretraining_with_published_slabs_runs(task: Path, small_overlay: str, t
     assert (tmp_path / "pretrained.pt").is_file()
 
 
-def test_evaluation_writes_dice_of_every_validation_case(
+def test_pretraining_mixes_all_kinds_in_volume_order_and_logs_each(
+    task: Path, small_overlay: str, tmp_path: Path
+) -> None:
+    write_studies(tmp_path / "studies", 4)
+    table = write_lesions(tmp_path / "lesions", 6)
+    flow = run(
+        ["pretrain.yaml"], small_overlay, "training", "pretraining",
+        dataset_dir=str(task), studies_dir=str(tmp_path / "studies"), lesion_table=str(table),
+        output_dir=str(tmp_path), sample_size=[8, 8, 16], patch_size=2, token_order="volume", slab_offset=2,
+        validation_share=0.4, samples_per_epoch=12,
+    )  # fmt: skip
+    names = {f"{loss}/{kind}" for loss in ("train_loss", "val_loss") for kind in ("spatial", "contrast", "semantic")}
+    metrics = {**flow.trainer.state.metrics, **flow.evaluator.state.metrics}
+    assert names <= set(metrics)
+    assert set(metrics) >= {"train_loss_not_copied", "val_loss_not_copied", "val_loss"}
+    assert (tmp_path / "unreadable.csv").read_text().splitlines() == ["path,reason"]
+    assert (tmp_path / "pretrained.pt").is_file()
+
+
+def test_a_scan_that_cannot_be_read_is_reported_and_pretraining_goes_on(
+    task: Path, small_overlay: str, tmp_path: Path
+) -> None:
+    shutil.copytree(task / "imagesTr", tmp_path / "scans")
+    (tmp_path / "scans/broken.nii.gz").write_bytes(b"no image")
+    options = {"dataset_dir": str(tmp_path / "scans"), "output_dir": str(tmp_path), "max_unreadable_share": 0.2}
+    run(["pretrain.yaml"], small_overlay, "training", "pretraining", **options)
+    _, row = (tmp_path / "unreadable.csv").read_text().splitlines()
+    assert row.startswith(f"{tmp_path / 'scans/broken.nii.gz'},cannot be read")
+    options["max_unreadable_share"] = 0.1
+    with pytest.raises(RuntimeError) as caught:
+        run(["pretrain.yaml"], small_overlay, "training", "pretraining", **options)
+    assert "1 of 6 scans cannot be used" in str(root_cause(caught.value))
+
+
+def test_evaluation_writes_scores_by_name_and_the_worst_cases(
     task: Path, small_overlay: str, trained: Path, tmp_path: Path
 ) -> None:
     options = {"dataset_dir": str(task), "weights_file": str(trained / "model.pt"), "output_dir": str(tmp_path)}
-    run(["train.json", "evaluate.json"], small_overlay, "evaluation", part="all", **options)
-    rows = (tmp_path / "mean_dice_raw.csv").read_text().splitlines()
-    assert rows[0] == "filename,class0,class1,class2,class3,class4,class5,mean"
-    assert len(rows) == 1 + 5
-    assert (tmp_path / "pictures/evaluation.png").is_file()
+    flow = run(["train.json", "evaluate.json"], small_overlay, "evaluation", part="all", **options)
+    with (tmp_path / "cases.csv").open(newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    assert len({row["case"] for row in rows}) == 5
+    assert [row["label"] for row in rows[:7]] == [*list(LABELS)[1:], "mean"]
+    dice = [float(row["dice"]) for row in rows if row["label"] == "mean"]
+    assert flow.evaluator.state.metrics["mean_dice"] == pytest.approx(np.mean(dice), abs=1e-5)
+    assert (tmp_path / "summary.csv").is_file()
+    assert (tmp_path / "worst.png").is_file()
 
 
 def test_inference_writes_masks_in_the_grid_of_each_image(
@@ -294,3 +373,20 @@ def test_two_processes_train_on_one_machine(config: str, task: Path, small_overl
     assert not (tmp_path / "former").exists()
     weights = torch.load(tmp_path / "model.pt", weights_only=True)
     assert not any(name.startswith("module.") for name in weights)
+
+
+@pytest.mark.slow
+def test_two_processes_evaluate_into_one_table(task: Path, small_overlay: str, trained: Path, tmp_path: Path) -> None:
+    command = [
+        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2",
+        "-m", "monai.bundle", "run", "--config_file",
+        f"['configs/train.json','configs/evaluate.json','configs/multi_gpu_train.json','{small_overlay}']",
+        "--dataset_dir", str(task), "--output_dir", str(tmp_path), "--weights_file", str(trained / "model.pt"),
+        "--part", "all",
+    ]  # fmt: skip
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr[-3000:]
+    with (tmp_path / "cases.csv").open(newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    assert [row["case"] for row in rows if row["label"] == "mean"] == [f"phantom_{n:05d}" for n in range(5)]

@@ -2,19 +2,18 @@
 
 import json
 import random
-import zlib
 from collections.abc import Sequence
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import Any
 
-import nibabel as nib
 import numpy as np
-from nibabel.filebasedimages import ImageFileError
+import torch
 from tqdm import tqdm
 
+from scripts.data.reading import VOLUME_SUFFIXES, VolumeError, is_dicom, read_volume, volume_suffix
+
 Case = dict[str, Any]
-SUFFIXES = (".nii", ".nii.gz")
 GRID_TOLERANCE_MM = 0.1  # how far image and label may lie apart
 
 
@@ -25,7 +24,14 @@ def _existing_folder(folder: str | Path) -> Path:
     return path
 
 
-def _read_task(folder: Path) -> dict:
+def read_task(dataset_dir: str | Path) -> dict:
+    """The content of an MSD task's ``dataset.json``.
+
+    Raises:
+        FileNotFoundError: there is no such folder, or no ``dataset.json`` in it.
+        ValueError: the file is not JSON, or holds no object.
+    """
+    folder = _existing_folder(dataset_dir)
     file = folder / "dataset.json"
     if not file.is_file():
         raise FileNotFoundError(
@@ -41,7 +47,7 @@ def _read_task(folder: Path) -> dict:
 
 
 def _task_entries(folder: Path) -> list:
-    entries = _read_task(folder).get("training", [])
+    entries = read_task(folder).get("training", [])
     if not entries:
         raise ValueError(f"{folder / 'dataset.json'} lists no case under 'training': there is nothing to learn from")
     return entries
@@ -81,7 +87,7 @@ def scans(dataset_dir: str | Path) -> list[Case]:
     fine-tuning are held out in pretraining too. Its labels are not looked for.
 
     Raises:
-        FileNotFoundError: there is no such folder, no NIfTI file in it, or a listed image is missing.
+        FileNotFoundError: there is no such folder, no volume in it, or a listed image is missing.
         ValueError: the task lists no image.
     """
     folder = _existing_folder(dataset_dir)
@@ -94,34 +100,31 @@ def scans(dataset_dir: str | Path) -> list[Case]:
 
 
 def image_files(dataset_dir: str | Path) -> list[Path]:
-    """All NIfTI files of a folder and its sub-folders, sorted; macOS' ``._*`` files are left out.
+    """All volumes of a folder and its sub-folders, sorted; hidden files (macOS' ``._*``) are left out.
+
+    NIfTI, MetaImage and NRRD files, and folders that hold a DICOM series.
 
     Raises:
-        FileNotFoundError: there is no such folder, or no NIfTI file in it.
+        FileNotFoundError: there is no such folder, or no volume in it.
     """
     folder = _existing_folder(dataset_dir)
-    found = (p for p in folder.rglob("*") if p.name.endswith(SUFFIXES) and not p.name.startswith("._"))
-    files = sorted(p for p in found if p.is_file())
-    if not files:
-        raise FileNotFoundError(f"dataset_dir {folder} holds no image ({' or '.join(SUFFIXES)})")
-    return files
+    found: set[Path] = set()
+    for file in folder.rglob("*"):
+        if file.name.startswith(".") or not file.is_file():
+            continue
+        if volume_suffix(file):
+            found.add(file)
+        elif file.parent not in found and file.name != "DICOMDIR" and is_dicom(file):
+            found.add(file.parent)
+    if not found:
+        raise FileNotFoundError(f"dataset_dir {folder} holds no image ({', '.join(VOLUME_SUFFIXES)} or DICOM series)")
+    return sorted(found)
 
 
-def inference_cases(dataset_dir: str | Path) -> list[Case]:
-    """The images of a folder as ``{"image": path}``; see :func:`image_files`.
-
-    Raises:
-        FileNotFoundError: there is no such folder, or no image in it.
-        ValueError: two images would write the same mask (``a.nii`` beside ``a.nii.gz``).
-    """
-    files = image_files(dataset_dir)
-    stems: dict[Path, Path] = {}
-    for file in files:
-        stem = file.with_name(file.name.removesuffix(".gz").removesuffix(".nii"))
-        if stem in stems:
-            raise ValueError(f"{stems[stem]} and {file} would write the same mask: rename one of them")
-        stems[stem] = file
-    return [{"image": str(file)} for file in files]
+def case_name(path: str | Path) -> str:
+    """The file's name without its ending: ``a/b.nii.gz`` is case ``b``."""
+    name = Path(path).name
+    return name[: len(name) - len(volume_suffix(name) or "")]
 
 
 def split_cases(cases: Sequence[Case], validation_share: float, seed: int, part: str) -> list[Case]:
@@ -167,6 +170,34 @@ def label_subset(cases: Sequence[Case], label_ratio: float, seed: int) -> list[C
     return [cases[i] for i in sorted(order[: max(round(len(cases) * label_ratio), 1)])]
 
 
+def labelled_part(
+    dataset_dir: str | Path,
+    num_classes: int,
+    validation_share: float,
+    seed: int,
+    part: str,
+    label_ratio: float = 1.0,
+    label_seed: int = 0,
+) -> list[Case]:
+    """The labelled cases of an MSD task that a run works on.
+
+    Args:
+        dataset_dir: the task.
+        num_classes: of the network.
+        validation_share: share held out; see :func:`split_cases`.
+        seed: draws the split.
+        part: ``training``, ``validation`` or ``all``.
+        label_ratio: share of the part that is used; see :func:`label_subset`.
+        label_seed: draws that share, apart from the split, so that several draws keep the same cases held out.
+
+    Raises:
+        FileNotFoundError: see :func:`labelled_cases`.
+        ValueError: see these functions and :func:`check_label_names`.
+    """
+    check_label_names(dataset_dir, num_classes)
+    return label_subset(split_cases(labelled_cases(dataset_dir), validation_share, seed, part), label_ratio, label_seed)
+
+
 def check_label_names(dataset_dir: str | Path, num_classes: int) -> None:
     """Refuse a task whose ``dataset.json`` names another number of labels than the network has classes.
 
@@ -174,12 +205,23 @@ def check_label_names(dataset_dir: str | Path, num_classes: int) -> None:
         ValueError: names both numbers.
     """
     folder = _existing_folder(dataset_dir)
-    names = _read_task(folder).get("labels", {})
+    names = read_task(folder).get("labels", {})
     if names and len(names) != num_classes:
         raise ValueError(
             f"{folder / 'dataset.json'} names {len(names)} labels ({', '.join(map(str, names.values()))}), "
             f"num_classes is {num_classes}: pass --num_classes {len(names)}"
         )
+
+
+def label_names(dataset_dir: str | Path, num_classes: int) -> list[str]:
+    """The names of the labels 1, 2, ... of an MSD task; ``label 1``, ... where ``dataset.json`` has none.
+
+    Raises:
+        ValueError: see :func:`check_label_names`.
+    """
+    check_label_names(dataset_dir, num_classes)
+    names = read_task(dataset_dir).get("labels", {})
+    return [str(names.get(str(value), f"label {value}")) for value in range(1, num_classes)]
 
 
 def check_case(case: Case, num_classes: int) -> str | None:
@@ -188,19 +230,18 @@ def check_case(case: Case, num_classes: int) -> str | None:
     Image and label must share their grid (shape, and affine within 0.1 mm at the corners), and the label hold whole
     numbers from 0 to ``num_classes - 1``.
     """
-    paths = [case["image"], case["label"]]
     try:
-        image, label = (nib.load(path) for path in paths)
-        np.asanyarray(image.dataobj)  # a file that ends too early shows only when it is read
-        values = np.unique(np.asanyarray(label.dataobj))
-    except (OSError, EOFError, ValueError, ImageFileError, zlib.error) as error:
-        return f"{' or '.join(map(str, paths))} cannot be read: {error}"
-    if image.shape[:3] != label.shape[:3]:
-        return f"{case['label']} has shape {label.shape}, its image {case['image']} has {image.shape}"
-    corner = np.array([*image.shape[:3], 1])
-    distance = max(np.abs((image.affine - label.affine) @ point)[:3].max() for point in (corner, [0, 0, 0, 1]))
+        image, label = (read_volume(case[key]) for key in ("image", "label"))
+    except VolumeError as error:
+        return str(error)
+    shape, label_shape = tuple(image.shape[1:]), tuple(label.shape[1:])
+    if shape != label_shape:
+        return f"{case['label']} has shape {label_shape}, its image {case['image']} has {shape}"
+    corners = torch.tensor([[*shape, 1], [0, 0, 0, 1]], dtype=torch.float64)
+    distance = float((corners @ (image.affine - label.affine).T).abs().max())
     if distance > GRID_TOLERANCE_MM:
         return f"{case['label']} lies {distance:.1f} mm apart from its image {case['image']}: resample it to that grid"
+    values = np.unique(label.numpy())
     wrong = values[~np.isin(values, np.arange(num_classes))]
     if wrong.size:
         return (
@@ -214,8 +255,10 @@ def check_cases(cases: Sequence[Case], num_classes: int) -> None:
     """Check every labelled case before a run; see :func:`check_case`.
 
     Raises:
-        ValueError: names every case that does not fit, and why.
+        ValueError: there is no case; or it names every case that does not fit, and why.
     """
+    if not cases:
+        raise ValueError("there is no labelled case to work on: label one first")
     with ThreadPool() as pool:
         results = pool.imap(lambda case: check_case(case, num_classes), cases)
         problems = [p for p in tqdm(results, total=len(cases), desc="checking labels", leave=False) if p]

@@ -213,7 +213,7 @@ def _form_warnings(image: nib.Nifti1Pair, shape: Sequence[int]) -> tuple[str, ..
 
 
 def _itk_header(path: str | Path) -> Header:
-    files = _series_files(path) if Path(path).is_dir() else [str(path)]
+    files = series_files(path) if Path(path).is_dir() else [str(path)]
     information = _information(files[0])
     axes = [information.GetDimensions(i) for i in range(information.GetNumberOfDimensions())]
     pixel = information.GetPixelTypeAsString(information.GetPixelType())
@@ -273,7 +273,7 @@ def _ras_affine(information: Any) -> np.ndarray:
     return np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine
 
 
-def _series_files(folder: str | Path) -> list[str]:
+def series_files(folder: str | Path) -> list[str]:
     """The files of a folder's DICOM series, in the order of its slices.
 
     Raises:

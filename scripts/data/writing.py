@@ -1,20 +1,59 @@
-"""Writing masks: whole or not at all."""
+"""Writing masks in the grid of their image: whole or not at all."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
-from monai.data import NibabelWriter
+import nibabel as nib
+import numpy as np
+
+from scripts.data.reading import NIFTI_SUFFIXES, volume_suffix
 
 
-class AtomicNiftiWriter(NibabelWriter):
-    """MONAI's NIfTI writer, to a temporary name that is renamed when the file is whole."""
+@contextmanager
+def whole_file(target: str | Path) -> Iterator[Path]:
+    """A temporary name beside the target, renamed when the block ends, removed when it fails.
 
-    def write(self, filename: str | os.PathLike, verbose: bool = False, **options: Any) -> None:
-        target = Path(filename)
-        temporary = target.with_name(f".{os.getpid()}.tmp.{target.name}")  # the ending tells nibabel to compress
-        try:
-            super().write(temporary, verbose=verbose, **options)
-            temporary.replace(target)
-        finally:
-            temporary.unlink(missing_ok=True)
+    Raises:
+        OSError: the folder cannot be written, or the disk is full.
+    """
+    target = Path(target)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{os.getpid()}.tmp.{target.name}")  # the ending tells nibabel to compress
+    try:
+        yield temporary
+        temporary.replace(target)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_mask(path: str | Path, mask: np.ndarray, image_path: str | Path, affine: np.ndarray) -> None:
+    """Write labels as NIfTI in the grid of an image.
+
+    Of a NIfTI image the mask takes the shape, both forms with their codes, and the units; of another, the affine as a
+    scanner's. Nothing else of the header is taken: it may name the patient.
+
+    Args:
+        path: ``.nii.gz`` or ``.nii``.
+        mask: ``(X, Y, Z)`` or ``(X, Y, Z, T)``, of integers.
+        image_path: the image.
+        affine: its voxel-to-RAS affine.
+
+    Raises:
+        OSError: the mask cannot be written.
+    """
+    written = nib.Nifti2Image(mask, affine) if max(mask.shape) > 32767 else nib.Nifti1Image(mask, affine)
+    if volume_suffix(image_path) in NIFTI_SUFFIXES:
+        source = nib.load(image_path).header
+        header = written.header
+        for name in ("sform_code", "srow_x", "srow_y", "srow_z", "qform_code", "quatern_b", "quatern_c", "quatern_d",
+                     "qoffset_x", "qoffset_y", "qoffset_z", "xyzt_units"):  # fmt: skip
+            header[name] = source[name]
+        header["pixdim"][: 1 + mask.ndim] = source["pixdim"][: 1 + mask.ndim]
+    else:
+        written.set_sform(affine, "scanner")
+        written.set_qform(affine, "scanner")
+        written.header.set_xyzt_units("mm")
+    with whole_file(path) as temporary:
+        written.to_filename(temporary)

@@ -217,6 +217,8 @@ class TrainingState:
         for file in others:
             if file not in earlier[: self.keep - 1]:
                 file.unlink()
+        for leftover in self.folder.glob(".step_*.tmp"):  # of a run that was killed while it wrote
+            leftover.unlink()
 
     def begin(self, resume: bool | str) -> None:
         """Go on from the last state, or begin anew.
@@ -237,11 +239,11 @@ class TrainingState:
             )
         if resume and self.files():
             self._resume()
-        else:
-            self._set_former_apart()
+        else:  # only when the training starts: a workflow may be initialised to be looked at
+            self.objects["trainer"].add_event_handler(Events.STARTED, self._set_former_apart)
 
     @idist.one_rank_only()
-    def _set_former_apart(self) -> None:
+    def _set_former_apart(self, trainer: Engine) -> None:
         keep_former(self.folder)
 
     def _resume(self) -> None:
@@ -268,7 +270,7 @@ class TrainingState:
             try:
                 item.load_state_dict(state[name])
             except (KeyError, RuntimeError, ValueError) as error:
-                raise ValueError(f"{file} is the state of another {name}: {error}") from error
+                raise ValueError(f"{file} is the state of another {name}: {error}") from None
         steps = trainer["iteration"] % trainer["epoch_length"]
         epoch = trainer["iteration"] // trainer["epoch_length"] + 1
         self.loader.sampler.skip(epoch, steps * self.loader.batch_size)

@@ -37,10 +37,22 @@ class LossParts:
         self.sums = torch.zeros(len(KINDS) + 1, 2, dtype=torch.float64)  # error and patches per kind, then not copied
 
     def attach(self, engine: Engine) -> None:
-        engine.add_event_handler(Events.EPOCH_STARTED, lambda _: self.sums.zero_())
+        engine.add_event_handler(Events.EPOCH_STARTED, self.start)
         engine.add_event_handler(IterationEvents.FORWARD_COMPLETED, self.remember)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self.collect)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self.write)
+
+    def start(self, engine: Engine) -> None:
+        """Begin from nothing, but in an epoch that is resumed in its middle from what it had."""
+        if engine.state.iteration % engine.state.epoch_length == 0:
+            self.sums.zero_()
+
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        """The epoch's sums so far; of several processes, the first one's."""
+        return {"sums": self.sums.cpu()}
+
+    def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:
+        self.sums = state["sums"] * (idist.get_rank() == 0)
 
     def remember(self, engine: Engine) -> None:
         """Prefix and kind of the batch, ``(B,)`` each: at the iteration's end a trainer's output is decollated."""

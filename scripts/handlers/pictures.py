@@ -11,7 +11,7 @@ from monai.data.utils import affine_to_spacing
 
 from scripts.losses import patch_order
 from scripts.networks.patches import from_patches, to_patches
-from scripts.report.pictures import intensity_window, picture_page
+from scripts.report.pictures import Planes, intensity_window, picture_page, take_planes
 
 
 class ValidationPictures:
@@ -20,16 +20,16 @@ class ValidationPictures:
     The evaluator must post-process ``pred`` and ``label`` to one-hot volumes, as the Dice metric wants them.
 
     Args:
-        folder: where ``validation_epoch_NNNN.png`` goes, or ``evaluation.png`` without a trainer.
+        folder: where ``validation_epoch_NNNN.png`` goes.
         trainer: gives the epoch.
         num_cases: rows of the page.
     """
 
-    def __init__(self, folder: str | Path, trainer: Engine | None = None, num_cases: int = 3) -> None:
+    def __init__(self, folder: str | Path, trainer: Engine, num_cases: int = 3) -> None:
         self.folder = Path(folder)
         self.trainer = trainer
         self.num_cases = num_cases
-        self.rows: list[dict] = []
+        self.rows: list[Planes] = []
 
     def attach(self, evaluator: Engine) -> None:
         evaluator.add_event_handler(Events.STARTED, lambda _: self.rows.clear())
@@ -45,17 +45,15 @@ class ValidationPictures:
             name = Path(str(meta.get("filename_or_obj", "case"))).name
             spacing = affine_to_spacing(case["image"].affine).tolist()
             image = np.asarray(case["image"][0].cpu().float())
-            self.rows.append({"title": name, "image": image, "masks": masks, "spacing": spacing})
+            self.rows.append(take_planes(name, image, masks, spacing))
 
     @idist.one_rank_only()
     def write(self, evaluator: Engine) -> None:
         if not self.rows:
             return
-        name, title = "evaluation.png", "truth solid, prediction dashed"
-        if self.trainer is not None:
-            epoch = self.trainer.state.epoch
-            name, title = f"validation_epoch_{epoch:04d}.png", f"epoch {epoch}: {title}"
-        picture_page(self.folder / name, self.rows, title)
+        epoch = self.trainer.state.epoch
+        title = f"epoch {epoch}: truth solid, prediction dashed"
+        picture_page(self.folder / f"validation_epoch_{epoch:04d}.png", self.rows, title)
 
 
 class PredictionPictures:
@@ -117,9 +115,6 @@ class PredictionPictures:
         windows = [(low, high)] * 3 + [(0.0, high - low)]
         picture_page(
             self.folder / f"prediction_epoch_{self.trainer.state.epoch:04d}.png",
-            [
-                {"title": name, "image": volume, "masks": [np.zeros(volume.shape)], "window": window}
-                for (name, volume), window in zip(volumes, windows, strict=True)
-            ],
+            [take_planes(name, volume, window=window) for (name, volume), window in zip(volumes, windows, strict=True)],
             f"epoch {self.trainer.state.epoch}",
         )

@@ -8,6 +8,7 @@ import torch.distributed as dist
 from ignite.metrics import Loss
 from torch import Tensor, nn
 
+from scripts.losses.squared_error import PatchError
 from scripts.networks.patches import slabs_in_turn, to_patches, token_permutation
 
 
@@ -28,7 +29,7 @@ def next_patch_target(
     if not norm_pixel:
         return patches
     variance, mean = torch.var_mean(patches, dim=-1, keepdim=True)
-    return (patches - mean) / (variance + 1e-6).sqrt()
+    return (patches - mean).mul_((variance + 1e-6).rsqrt())
 
 
 def patch_order(image_size: Sequence[int], patch_size: Sequence[int], token_order: str) -> Tensor:
@@ -88,7 +89,7 @@ class NextPatchLoss(nn.Module):
         image, prefix = target[:2]
         pixels = next_patch_target(image, self.patch_size, self.norm_pixel, self.token_order)
         num_patches = pixels.shape[1]
-        error = (prediction[:, :num_patches].float() - pixels).square().mean(dim=-1)  # (B, N)
+        error = PatchError.apply(prediction, pixels)  # (B, N)
         predicted = torch.arange(num_patches, device=prefix.device) >= prefix[:, None]  # (B, N)
         error = error * predicted
         self.patch_error = error.detach()

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from scripts.networks.attention import GatedAttention
+from scripts.networks.checkpointing import CHECKPOINTING, run_block
 from scripts.networks.patches import slabs_in_turn, to_patches, token_permutation
 from scripts.networks.position import sincos_position
 
@@ -85,6 +86,9 @@ class Backbone(nn.Module):
         gate_learnable: False keeps the share fixed.
         position: ``sincos`` (fixed) or ``learned``.
         end_token: True in pretraining.
+        checkpointing: what the backward pass computes anew instead of keeping it, block by block: ``none``; ``cheap``,
+            all but matrix products and attention (norms, GELU, casts, regrouping); ``all``, everything between a
+            block's input and its output (Chen et al., Training deep nets with sublinear memory cost, 2016).
         dropout: probability in train mode, of the embedded sequence and after the attention and the MLP of each block.
         token_order: ``raster`` (last axis fastest), or ``volume``: four slabs along z one after another, raster within
             each; for pretraining. Groups of ``grid`` and ``local`` are the same patches in either.
@@ -116,6 +120,7 @@ class Backbone(nn.Module):
         position: str = "sincos",
         end_token: bool = False,
         dropout: float = 0.0,
+        checkpointing: str = "none",
         token_order: str = "raster",
         mask_penalty: float = math.inf,
     ) -> None:
@@ -129,6 +134,8 @@ class Backbone(nn.Module):
         modes = [attention] if isinstance(attention, str) else list(attention)
         if not modes or len(modes) > num_layers:
             raise ValueError(f"{len(modes)} attention modes are given for {num_layers} layers")
+        if checkpointing not in CHECKPOINTING:
+            raise ValueError(f"checkpointing {checkpointing!r} is unknown; there are {', '.join(CHECKPOINTING)}")
         if token_order != "raster" and not end_token:
             raise ValueError(f"token_order {token_order!r} is for pretraining; maps of tokens are in raster order")
         if position not in ("sincos", "learned"):
@@ -141,6 +148,7 @@ class Backbone(nn.Module):
         self.hidden_size = hidden_size
         self.num_patches = math.prod(grid)
         self.mask_penalty = float(mask_penalty)
+        self.checkpointing = checkpointing
 
         self.slabs = slabs_in_turn(token_order, grid)
         order = token_permutation(grid, self.slabs)
@@ -225,7 +233,11 @@ class Backbone(nn.Module):
         everywhere: list[list[Tensor]] = []
         hidden: list[Tensor] = []
         for block in self.blocks:
-            tokens = block(tokens, biases.get(block.attention.mode, everywhere))
+            bias = biases.get(block.attention.mode, everywhere)
+            if torch.jit.is_scripting():
+                tokens = block(tokens, bias)
+            else:
+                tokens = run_block(block, tokens, bias, self.checkpointing)
             hidden.append(tokens)
         hidden[-1] = self.norm(tokens)
         return hidden

@@ -1,6 +1,6 @@
-"""Compare a folder of masks with a folder of true labels: Dice per label, and a picture page.
+"""Score a folder of masks against true labels, whatever program made the masks; see :mod:`scripts.metrics`.
 
-python -m scripts.report.compare --masks OUT --labels TASK/labelsTs --images TASK/imagesTs --picture page.png
+python -m scripts.report.compare --masks OUT --labels TASK/labelsTs --images TASK/imagesTs --output scores
 """
 
 import argparse
@@ -9,15 +9,13 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+from tqdm import tqdm
 
-from scripts.report.pictures import picture_page
-
-
-def dice(mask: np.ndarray, truth: np.ndarray, label: int) -> float:
-    """Dice of one label; NaN where neither volume holds it."""
-    predicted, true = mask == label, truth == label
-    total = predicted.sum() + true.sum()
-    return float(2 * (predicted & true).sum() / total) if total else float("nan")
+from scripts.data.datalists import case_name, image_files
+from scripts.data.reading import read_volume
+from scripts.metrics.segmentation import score_case
+from scripts.metrics.tables import MEAN, case_means, summary_lines, write_scores
+from scripts.report.pictures import picture_page, take_planes
 
 
 def load_pair(mask_file: Path, label_file: Path) -> tuple[np.ndarray, np.ndarray]:
@@ -35,46 +33,69 @@ def load_pair(mask_file: Path, label_file: Path) -> tuple[np.ndarray, np.ndarray
     return np.asanyarray(mask.dataobj), np.asanyarray(truth.dataobj)
 
 
-def compare(masks: Path, labels: Path, images: Path, picture: Path, num_pictures: int = 4) -> float:
-    """Print Dice per label over the cases that hold it, write a picture page of the first cases, return the mean Dice.
+def compare(
+    masks: Path,
+    labels: Path,
+    images: Path,
+    output: Path,
+    names: Sequence[str] | None = None,
+    postfix: str = "_mask",
+    tolerance_mm: float = 1.0,
+    num_pictures: int = 4,
+) -> float:
+    """Write ``cases.csv``, ``summary.csv`` and ``worst.png``, print the summary, return the mean Dice.
+
+    Args:
+        masks: folder of the masks; the label ``a.nii.gz`` belongs to the mask ``a<postfix>.nii.gz``.
+        labels: folder of the true labels.
+        images: folder of the images, of the labels' file names; they are shown under the worst masks.
+        output: folder that is written to.
+        names: of the labels 1, 2, ...; without it every value that occurs is a label, ``label 1`` and so on.
+        postfix: of the masks' names.
+        tolerance_mm: of the surface Dice.
+        num_pictures: rows of the page.
 
     Raises:
         FileNotFoundError: there is no label, or a mask is missing.
-        ValueError: a mask lies in another grid than its label, or no label holds anything.
+        ValueError: a mask lies in another grid than its label, or no mask and no label holds anything.
     """
-    files = sorted(file for file in labels.glob("*.nii.gz") if not file.name.startswith("._"))
-    if not files:
-        raise FileNotFoundError(f"{labels} holds no label (*.nii.gz)")
-    scores: dict[int, list[float]] = {}
+    pairs = {file: masks / f"{case_name(file)}{postfix}.nii.gz" for file in image_files(labels)}
+    if names is None:
+        highest = max(int(volume.max()) for label, mask in pairs.items() for volume in load_pair(mask, label))
+        names = [f"label {value}" for value in range(1, highest + 1)]
+    scores = []
+    for label, mask in tqdm(pairs.items(), desc="scoring", leave=False):
+        prediction, truth = load_pair(mask, label)
+        spacing = [float(s) for s in nib.load(label).header.get_zooms()[:3]]
+        scores += score_case(prediction, truth, spacing, tolerance_mm, case_name(label), names)
+    means = sorted((mean for mean in case_means(scores) if not np.isnan(mean.dice)), key=lambda mean: mean.dice)
+    if not means:
+        raise ValueError(f"the labels in {labels} and their masks are all empty: there is nothing to score")
+
+    files = {case_name(label): (label, mask) for label, mask in pairs.items()}
     rows = []
-    for file in files:
-        name = file.name.removesuffix(".nii.gz")
-        mask, truth = load_pair(masks / f"{name}_mask.nii.gz", file)
-        case = {int(value): dice(mask, truth, int(value)) for value in np.unique(truth) if value > 0}
-        for value, score in case.items():
-            scores.setdefault(value, []).append(score)
-        if len(rows) < num_pictures:
-            image = nib.load(images / file.name)
-            title = f"{name}: mean Dice {np.mean(list(case.values())):.3f}" if case else f"{name}: nothing labelled"
-            spacing = [float(s) for s in image.header.get_zooms()[:3]]
-            rows.append({"title": title, "image": image.get_fdata(), "masks": [truth, mask], "spacing": spacing})
-    if not scores:
-        raise ValueError(f"the labels in {labels} are all empty: there is nothing to score")
-    picture_page(picture, rows, "truth solid, prediction dashed")
-    for value in sorted(scores):
-        print(f"label {value}: Dice {np.mean(scores[value]):.3f} over {len(scores[value])} cases")
-    mean = float(np.mean([np.mean(values) for values in scores.values()]))
-    print(f"pictures: {picture}")
-    print(f"mean Dice {mean:.3f}")
-    return mean
+    for mean in means[:num_pictures]:
+        label, mask = files[mean.case]
+        prediction, truth = load_pair(mask, label)
+        image = read_volume(images / label.name)[0].numpy()
+        spacing = [float(s) for s in nib.load(label).header.get_zooms()[:3]]
+        rows.append(take_planes(f"{mean.case}: mean Dice {mean.dice:.3f}", image, [truth, prediction], spacing))
+    picture_page(output / "worst.png", rows, "truth solid, prediction dashed")
+    summary = write_scores(output, scores)
+    print("\n".join(summary_lines(summary)))
+    mean_dice = next(row["mean"] for row in summary if row["label"] == MEAN and row["metric"] == "dice")
+    print(f"mean Dice {mean_dice:.3f}")
+    return float(mean_dice)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name in ("masks", "labels", "images", "picture"):
+    for name in ("masks", "labels", "images", "output"):
         parser.add_argument(f"--{name}", type=Path, required=True)
-    options = parser.parse_args(arguments)
-    compare(options.masks, options.labels, options.images, options.picture)
+    parser.add_argument("--names", nargs="+", help="names of the labels 1, 2, ...")
+    parser.add_argument("--postfix", default="_mask", help="of the masks' names (default: %(default)s)")
+    parser.add_argument("--tolerance_mm", type=float, default=1.0, help="of the surface Dice (default: %(default)s)")
+    compare(**vars(parser.parse_args(arguments)))
 
 
 if __name__ == "__main__":

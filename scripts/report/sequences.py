@@ -27,7 +27,7 @@ from scripts.report.pictures import save_figure
 DESCRIPTIONS = {
     "spatial": "one crop of one scan",
     "contrast": "the same crop in four contrasts, joined along z",
-    "semantic": "crops around four lesions of one class, joined along z",
+    "semantic": "crops around four lesions or structures of one class, joined along z",
 }
 
 
@@ -56,8 +56,8 @@ def draw_sequence(
     place = patch_order(image.shape, patch_size, token_order).argsort().reshape(grid).numpy()
     row = grid[1] // 2
     plane = image[:, row * q + q // 2]  # (X, Z)
-    figure = Figure(figsize=(9, 9 * 2 * x / z * 0.92 + 1.1), layout="constrained")
-    parts, tokens = figure.subplots(2, 1)
+    figure = Figure(figsize=(11, 5.4 * x / z + 0.9), layout="constrained")
+    parts, tokens = figure.subplots(1, 2)
     for ax in (parts, tokens):
         ax.imshow(plane, cmap="gray", vmin=0, vmax=1, extent=(0, z, x, 0), interpolation="nearest")
         ax.set_axis_off()
@@ -65,7 +65,7 @@ def draw_sequence(
         colour = matplotlib.colormaps["tab10"](part)
         width = z / NUM_SLABS
         parts.add_patch(Rectangle((part * width, 0), width, x, fill=False, edgecolor=colour, linewidth=3))
-        parts.text((part + 0.5) * width, -0.02 * x, name, color=colour, ha="center", va="bottom", fontsize=9)
+        parts.text((part + 0.5) * width, -0.02 * x, name, color=colour, ha="center", va="bottom", fontsize=7)
     last = place.max()
     for i in range(grid[0]):
         for k in range(grid[2]):
@@ -77,12 +77,12 @@ def draw_sequence(
             weight = "bold" if number < prefix else "normal"
             tokens.text(
                 (k + 0.5) * r, (i + 0.5) * p, str(number + 1), color="white", ha="center", va="center",
-                fontsize=7, weight=weight,
+                fontsize=6, weight=weight,
             )  # fmt: skip
     tokens.set_title(
-        f"token order {token_order}: places of this plane's patches in the sequence of {place.size}; "
+        f"token order {token_order}: places of these patches in the sequence of {place.size}\n"
         f"clear: the prefix (1 to {prefix}), veiled: to be predicted",
-        fontsize=8.5,
+        fontsize=8,
         loc="left",
     )
     figure.suptitle(title, fontsize=10)

@@ -4,6 +4,7 @@ import gzip
 import json
 from pathlib import Path
 
+import itk
 import nibabel as nib
 import numpy as np
 import pytest
@@ -13,7 +14,6 @@ from scripts.data.datalists import (
     check_cases,
     check_label_names,
     image_files,
-    inference_cases,
     label_subset,
     labelled_cases,
     scans,
@@ -22,7 +22,7 @@ from scripts.data.datalists import (
 
 NAMES = ("delta", "alpha", "echo", "bravo", "charlie", "hotel", "golf", "foxtrot")  # not in alphabetical order
 CASES = [{"image": f"{number}.nii.gz"} for number in range(20)]
-READERS = pytest.mark.parametrize("read", [labelled_cases, scans, image_files, inference_cases])
+READERS = pytest.mark.parametrize("read", [labelled_cases, scans, image_files])
 
 
 def touch(*files: Path) -> None:
@@ -61,7 +61,15 @@ def test_images_of_nested_folders_are_found_and_other_files_left_out(tmp_path):
     images = [tmp_path / "a.nii", tmp_path / "ward/b.nii.gz", tmp_path / "ward/old/c.nii.gz"]
     touch(*images, tmp_path / "ward/report.txt", tmp_path / "ward/volume.nii.gz.part")
     assert image_files(tmp_path) == images
-    assert scans(tmp_path) == inference_cases(tmp_path) == [{"image": str(file)} for file in images]
+    assert scans(tmp_path) == [{"image": str(file)} for file in images]
+
+
+def test_other_formats_and_dicom_folders_are_found_too(tmp_path):
+    files = [tmp_path / "a.mha", tmp_path / "b.NRRD", tmp_path / "c.nii"]
+    touch(*files, tmp_path / "series/notes.txt", tmp_path / "DICOMDIR")
+    for number in range(3):
+        (tmp_path / f"series/{number}").write_bytes(bytes(128) + b"DICM")
+    assert image_files(tmp_path) == [*files, tmp_path / "series"]
 
 
 def test_files_that_macos_leaves_beside_images_are_ignored(tmp_path):
@@ -147,23 +155,11 @@ def test_a_scan_that_a_task_lists_and_lacks_is_named(listed):
         scans(listed)
 
 
-@pytest.mark.parametrize("read", [scans, image_files, inference_cases])
+@pytest.mark.parametrize("read", [scans, image_files])
 def test_a_folder_without_images_is_named_with_the_endings_searched(read, tmp_path):
     touch(tmp_path / "._x.nii.gz", tmp_path / "report.txt")
-    with pytest.raises(FileNotFoundError, match=rf"{tmp_path} holds no image \(.nii or .nii.gz\)"):
+    with pytest.raises(FileNotFoundError, match=rf"{tmp_path} holds no image \(.nii.gz, .nii, .mha.*DICOM series\)"):
         read(tmp_path)
-
-
-def test_two_images_that_would_write_the_same_mask_are_refused_by_name(tmp_path):
-    touch(tmp_path / "ward/a.nii", tmp_path / "ward/a.nii.gz")
-    with pytest.raises(ValueError, match="would write the same mask: rename one of them") as caught:
-        inference_cases(tmp_path)
-    assert all(str(tmp_path / name) in str(caught.value) for name in ("ward/a.nii ", "ward/a.nii.gz "))
-
-
-def test_images_of_one_name_in_different_folders_are_different_cases(tmp_path):
-    touch(tmp_path / "first/a.nii.gz", tmp_path / "second/a.nii.gz")
-    assert len(inference_cases(tmp_path)) == 2
 
 
 # The split
@@ -317,7 +313,7 @@ def test_a_label_damaged_inside_its_compressed_data_is_named(case):
 
 def test_a_missing_file_is_named(case):
     Path(case["label"]).unlink()
-    assert f"{case['label']} cannot be read" in check_case(case, 3)
+    assert check_case(case, 3) == f"{case['label']}: there is no such file"
 
 
 def test_a_label_of_another_shape_is_named_with_both_shapes(case):
@@ -375,3 +371,20 @@ def test_all_bad_cases_are_named_in_one_error(case, tmp_path):
 
 def test_cases_in_order_pass_the_check(case):
     assert check_cases([case, case], 3) is None
+
+
+def test_a_label_of_another_format_is_read(case):
+    nrrd = Path(case["label"]).with_name("label.nrrd")
+    image = itk.image_from_array(np.ascontiguousarray(np.asarray(nib.load(case["label"]).dataobj).T))
+    affine = np.diag([-1.0, -1.0, 1.0, 1.0]) @ nib.load(case["label"]).affine  # ITK counts towards left and posterior
+    image.SetDirection(itk.matrix_from_array(affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)))
+    image.SetSpacing(np.linalg.norm(affine[:3, :3], axis=0))
+    image.SetOrigin(affine[:3, 3])
+    itk.imwrite(image, str(nrrd))
+    assert check_case({**case, "label": str(nrrd)}, 3) is None
+    assert "holds the values" in check_case({**case, "label": str(nrrd)}, 1)
+
+
+def test_no_case_at_all_is_refused() -> None:
+    with pytest.raises(ValueError, match="there is no labelled case"):
+        check_cases([], 3)

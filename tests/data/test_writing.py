@@ -1,89 +1,85 @@
-"""Masks are written whole or not at all."""
+"""Masks are written whole or not at all, in the grid of their image."""
 
+import itertools
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
-import torch
-from monai.data import MetaTensor, NibabelWriter
-from monai.transforms import SaveImage
 
-from scripts.data.writing import AtomicNiftiWriter
+from scripts.data.writing import whole_file, write_mask
 
 AFFINE = np.array([[0.0, -1.5, 0, 10], [2.0, 0, 0, -20], [0, 0, 3.0, 5], [0, 0, 0, 1]])
-VALUES = np.random.default_rng(0).integers(0, 3, (4, 5, 6))
+VALUES = np.random.default_rng(0).integers(0, 3, (4, 5, 6)).astype(np.uint8)
 
 
-def write(path: Path, values: np.ndarray, dtype: type = np.uint8) -> None:
-    writer = AtomicNiftiWriter(output_dtype=dtype)
-    writer.set_data_array(values, channel_dim=None)
-    writer.set_metadata({"affine": AFFINE, "original_affine": AFFINE, "spatial_shape": values.shape})
-    writer.write(path)
+def write_image(path: Path, sform: int = 1, qform: int = 1, units: str = "mm", version: type = nib.Nifti1Image) -> Path:
+    image = version(VALUES.astype(np.int16), AFFINE)
+    shifted = AFFINE.copy()
+    shifted[0, 3] += 4
+    image.set_sform(AFFINE, sform)
+    image.set_qform(shifted, qform)
+    image.header.set_xyzt_units(units)
+    image.header["descrip"] = b"Jane Roe, 1950"
+    nib.save(image, path)
+    return path
 
 
-@pytest.fixture(params=[OSError(28, "No space left on device"), KeyboardInterrupt()], ids=["full-disk", "ctrl-c"])
-def interruption(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> BaseException:
-    """MONAI's writer stops half-way."""
-
-    def write_half(self: NibabelWriter, filename: Path, verbose: bool = False, **options: object) -> None:
-        Path(filename).write_bytes(b"half a mask")
-        raise request.param
-
-    monkeypatch.setattr(NibabelWriter, "write", write_half)
-    return request.param
-
-
-def test_an_interrupted_write_leaves_nothing_behind(interruption, tmp_path):
-    with pytest.raises(type(interruption)):
-        write(tmp_path / "a_mask.nii.gz", VALUES)
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_an_interrupted_write_leaves_the_former_mask_as_it_was(interruption, tmp_path):
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
+@pytest.mark.parametrize("former", [None, b"the former mask"])
+def test_an_interrupted_write_leaves_what_was_there(error, former, tmp_path, monkeypatch):
     target = tmp_path / "a_mask.nii.gz"
-    target.write_bytes(b"the former mask")
-    with pytest.raises(type(interruption)):
-        write(target, VALUES)
-    assert list(tmp_path.iterdir()) == [target]
-    assert target.read_bytes() == b"the former mask"
+    if former:
+        target.write_bytes(former)
+
+    def write_half(self: nib.Nifti1Image, filename: Path) -> None:
+        Path(filename).write_bytes(b"half a mask")
+        raise error
+
+    monkeypatch.setattr(nib.Nifti1Image, "to_filename", write_half)
+    with pytest.raises(type(error)):
+        write_mask(target, VALUES, "a.mha", AFFINE)
+    assert [file.read_bytes() for file in tmp_path.iterdir()] == ([former] if former else [])
 
 
-@pytest.mark.parametrize("name", ["a_mask.nii", "a_mask.nii.gz"])
-@pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.float32])
-def test_a_mask_loads_with_its_type_values_and_grid(dtype, name, tmp_path):
-    values = VALUES + 0.25 if dtype is np.float32 else VALUES
-    write(tmp_path / name, values, dtype)
-    loaded = nib.load(tmp_path / name)
-    assert loaded.get_data_dtype() == dtype
-    np.testing.assert_array_equal(np.asanyarray(loaded.dataobj), values)
-    np.testing.assert_allclose(loaded.affine, AFFINE, atol=1e-5)
-    assert [file.name for file in tmp_path.iterdir()] == [name]
+def test_while_a_file_is_written_nothing_is_under_its_name(tmp_path):
+    with whole_file(tmp_path / "ward/report.csv") as temporary:
+        temporary.write_text("half")
+        assert not (tmp_path / "ward/report.csv").exists()
+    assert [file.name for file in (tmp_path / "ward").iterdir()] == ["report.csv"]
 
 
-def test_the_ending_decides_whether_a_mask_is_compressed(tmp_path):
-    for name in ("a.nii", "a.nii.gz"):
-        write(tmp_path / name, VALUES)
-    assert (tmp_path / "a.nii.gz").read_bytes()[:2] == b"\x1f\x8b"
-    assert (tmp_path / "a.nii").read_bytes()[:2] != b"\x1f\x8b"
+@pytest.mark.parametrize(("sform", "qform"), list(itertools.product((0, 1, 2, 4), (0, 1, 3))))
+def test_a_mask_has_both_forms_and_codes_of_its_image(sform, qform, tmp_path):
+    image = nib.load(write_image(tmp_path / "a.nii.gz", sform, qform))
+    write_mask(tmp_path / "m.nii.gz", VALUES, tmp_path / "a.nii.gz", image.affine)
+    mask = nib.load(tmp_path / "m.nii.gz")
+    for name in ("sform_code", "qform_code", "srow_x", "quatern_b", "qoffset_x", "pixdim", "xyzt_units"):
+        np.testing.assert_array_equal(mask.header[name], image.header[name], err_msg=name)
+    np.testing.assert_array_equal(mask.affine, image.affine)
+    np.testing.assert_array_equal(np.asanyarray(mask.dataobj), VALUES)
+    assert mask.get_data_dtype() == np.uint8
 
 
-def test_a_second_write_replaces_the_mask(tmp_path):
-    for values in (VALUES, 2 - VALUES):
-        write(tmp_path / "a.nii.gz", values)
-    np.testing.assert_array_equal(np.asanyarray(nib.load(tmp_path / "a.nii.gz").dataobj), 2 - VALUES)
+@pytest.mark.parametrize("version", [nib.Nifti1Image, nib.Nifti2Image])
+def test_units_are_kept_and_words_about_the_patient_are_not(version, tmp_path):
+    path = write_image(tmp_path / "a.nii", units="meter", version=version)
+    write_mask(tmp_path / "m.nii.gz", VALUES, path, AFFINE)
+    mask = nib.load(tmp_path / "m.nii.gz")
+    assert mask.header.get_xyzt_units()[0] == "meter"
+    assert b"Roe" not in mask.header.binaryblock
 
 
-def test_monai_saves_masks_through_the_writer(tmp_path):
-    save = SaveImage(
-        output_dir=tmp_path,
-        output_postfix="mask",
-        output_dtype=np.uint8,
-        separate_folder=False,
-        resample=False,
-        writer="scripts.data.writing.AtomicNiftiWriter",
-        print_log=False,
-    )
-    save(MetaTensor(torch.from_numpy(VALUES)[None], affine=AFFINE, meta={"filename_or_obj": "scan.nii.gz"}))
-    assert [file.name for file in tmp_path.iterdir()] == ["scan_mask.nii.gz"]
-    assert nib.load(tmp_path / "scan_mask.nii.gz").get_data_dtype() == np.uint8
+def test_the_mask_of_another_format_lies_where_the_scanner_says(tmp_path):
+    write_mask(tmp_path / "m.nii.gz", VALUES, "a.mha", AFFINE)
+    mask = nib.load(tmp_path / "m.nii.gz")
+    assert (int(mask.header["sform_code"]), int(mask.header["qform_code"])) == (1, 1)
+    np.testing.assert_allclose(mask.affine, AFFINE, atol=1e-5)
+    assert mask.header.get_xyzt_units()[0] == "mm"
+
+
+def test_masks_of_several_volumes_are_written_as_one(tmp_path):
+    path = write_image(tmp_path / "a.nii.gz")
+    stacked = np.stack([VALUES, 2 - VALUES], axis=-1)
+    write_mask(tmp_path / "m.nii.gz", stacked, path, AFFINE)
+    np.testing.assert_array_equal(np.asanyarray(nib.load(tmp_path / "m.nii.gz").dataobj), stacked)

@@ -1,5 +1,7 @@
 """The loss per kind and without copies is what plain loops over samples and patches compute."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from monai.engines import SupervisedEvaluator
@@ -86,3 +88,28 @@ def test_of_a_contiguous_crop_nothing_is_a_copy_and_absent_kinds_have_no_mean(to
 def test_the_next_epoch_starts_from_nothing():
     batches = make_batches([[0, 1], [2, 0]])
     assert run(batches, "raster", 1, times=3) == pytest.approx(run(batches, "raster", 1))
+
+
+def test_an_epoch_resumed_in_its_middle_goes_on_with_what_it_had():
+    batches = make_batches([[0, 1], [2, 0], [1, 1], [0, 2]])
+    whole = run(batches, "raster", slab_offset=None)
+    loss_function = NextPatchLoss(PATCH, norm_pixel=False)
+    parts = [LossParts(loss_function, "val_loss", SIZE, slab_offset=None) for _ in range(2)]
+
+    def see(part: LossParts, batch: dict) -> None:
+        target = batch["image"], batch["prefix"], batch["kind"]
+        loss_function.local(torch.zeros(2, N + 2, 8), target)
+        engine = SimpleNamespace(state=SimpleNamespace(output={"label": target}, metrics={}))
+        part.remember(engine)
+        part.collect(engine)
+
+    for part, half in zip(parts, (batches[:2], batches[2:]), strict=True):
+        for batch in half:
+            see(part, batch)
+        if part is parts[0]:
+            parts[1].load_state_dict(part.state_dict())
+            parts[1].start(SimpleNamespace(state=SimpleNamespace(iteration=6, epoch_length=4)))
+    engine = SimpleNamespace(state=SimpleNamespace(metrics={}))
+    parts[1].write(engine)
+    assert engine.state.metrics == pytest.approx({name: whole[name] for name in engine.state.metrics}, rel=1e-5)
+    assert len(engine.state.metrics) == len(KINDS)

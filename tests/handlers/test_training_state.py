@@ -127,6 +127,15 @@ def test_the_last_states_stay_and_no_other_file(keep, expected, tmp_path):
     assert steps_of(tmp_path) == expected
 
 
+def test_what_a_kill_left_half_written_goes_with_the_next_state(tmp_path):
+    (tmp_path / "states").mkdir()
+    (tmp_path / "states/.step_0000002.pt.99.tmp").write_bytes(b"half")
+    run = make_run(tmp_path)
+    run.state.begin("auto")
+    run.trainer.run()
+    assert steps_of(tmp_path) == [8, 12]
+
+
 def test_within_an_epoch_states_are_written_when_it_is_time(tmp_path, monkeypatch):
     clock = [0.0]
     monkeypatch.setattr(checkpoints, "time", SimpleNamespace(monotonic=lambda: clock[0]))
@@ -189,9 +198,11 @@ def test_beginning_anew_sets_the_states_of_a_former_run_apart(tmp_path):
     make_run(tmp_path).trainer.run()
     anew = make_run(tmp_path)
     anew.state.begin(False)
-    assert anew.state.files() == []
+    former = anew.state.files()
+    assert len(former) == 2  # nothing is moved before the training starts
+    anew.trainer.run()
     (kept,) = (tmp_path / "former").glob("states_*")
-    assert len(list(kept.iterdir())) == 2
+    assert sorted(file.name for file in kept.iterdir()) == sorted(file.name for file in former)
 
 
 def test_another_word_for_resume_is_refused(tmp_path):

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from scripts.losses import NextPatchLoss, count_predicted, next_patch_target, pooled_loss_metric
+from scripts.losses.squared_error import PatchError
 from tests.networks import reference
 
 CASES = {
@@ -207,3 +208,18 @@ def test_two_processes_compute_the_loss_and_gradient_of_one(tmp_path):
     for result in results:
         torch.testing.assert_close(result["gradient"], network.weight.grad, rtol=1e-6, atol=1e-6)
         assert result["metric"].item() == pytest.approx(loss.item(), rel=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+def test_the_error_of_patches_and_its_gradient_are_those_of_plain_operations(dtype):
+    torch.manual_seed(0)
+    pixels, weight = torch.randn(2, 5, 8), torch.rand(2, 5)
+    results = []
+    for error in (PatchError.apply, lambda prediction, pixels: (prediction[:, :5] - pixels).square().mean(-1)):
+        prediction = torch.arange(2 * 7 * 8).reshape(2, 7, 8).sin().to(dtype).requires_grad_()
+        value = error(prediction, pixels)
+        (value * weight).sum().backward()
+        results.append((value.detach(), prediction.grad))
+    for actual, expected in zip(*results, strict=True):
+        assert actual.dtype == expected.dtype
+        torch.testing.assert_close(actual, expected)

@@ -1,12 +1,15 @@
 """Attention computes what plain loops compute, in every mode; the gate is a share; the counted scores are real."""
 
+import functools
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from scripts.networks.attention import MODES, GatedAttention, ResidualGate, build_branch
-from scripts.networks.attention.core import attend, prefix_causal_bias
+from scripts.networks.attention import MODES, GatedAttention, ResidualGate, build_branch, core, pieces
+from scripts.networks.attention.core import attend_at_once, prefix_causal_bias
+from scripts.networks.attention.pieces import attend_in_pieces
 from tests.networks import reference
 
 HIDDEN, HEADS = 6, 2
@@ -140,45 +143,92 @@ def test_the_bias_hides_what_the_mask_forbids_and_nothing_else(prefix):
 
 
 @pytest.mark.parametrize("masked", [False, True], ids=["everywhere", "prefix-causal"])
-def test_bfloat16_products_and_the_fused_kernel_agree_with_gradients(masked):
+@pytest.mark.parametrize("piece", [7, 2000, 20000, 2**20], ids=["a-query", "some-queries", "some-heads", "everything"])
+def test_attention_in_pieces_is_attention_with_its_gradients(piece, masked):
     torch.manual_seed(0)
-    inputs = torch.randn(3, 2, 3, 20, 16)
-    position = torch.arange(20)[None]
-    bias = prefix_causal_bias(position, position, torch.tensor([0, 6]), float("inf"), torch.bfloat16)
+    inputs = torch.randn(3, 2, 3, 150, 4, dtype=torch.float64)
+    bias = bias_of(150, [0, 70], torch.float64) if masked else None
     results = []
-    for dtype, explicit_keys in ((torch.bfloat16, 1024), (torch.bfloat16, 0), (torch.float32, 1024)):
+    for attention in (functools.partial(attend_in_pieces, piece=piece), F.scaled_dot_product_attention):
+        leaf = inputs.clone().requires_grad_()
+        output = attention(*leaf.unbind(0), bias)
+        output.square().sum().backward()
+        results.append((output.detach(), leaf.grad))
+    for actual, expected in zip(*results, strict=True):
+        torch.testing.assert_close(actual, expected, rtol=1e-6, atol=1e-6)  # sums over pieces are float32
+
+
+@pytest.mark.parametrize("masked", [False, True], ids=["everywhere", "prefix-causal"])
+def test_all_ways_to_attend_agree_in_bfloat16_with_gradients(masked):
+    torch.manual_seed(0)
+    inputs = torch.randn(3, 2, 3, 150, 16)
+    bias = bias_of(150, [0, 70], torch.bfloat16) if masked else None
+    results = []
+    for attention, dtype in (
+        (attend_at_once, torch.bfloat16),
+        (functools.partial(attend_in_pieces, piece=20000), torch.bfloat16),
+        (F.scaled_dot_product_attention, torch.float32),
+    ):
         leaf = inputs.to(dtype, copy=True).requires_grad_()
-        output = attend(*leaf.unbind(0), bias.to(dtype) if masked else None, explicit_keys)
+        output = attention(*leaf.unbind(0), None if bias is None else bias.to(dtype))
         output.square().sum().backward()
         assert output.dtype == dtype
         results.append((output.detach().float(), leaf.grad.float()))
-    explicit, fused, exact = results
-    for actual in (explicit, fused):
+    *halves, exact = results
+    for actual in halves:
         torch.testing.assert_close(actual[0], exact[0], rtol=0.02, atol=0.03)
         torch.testing.assert_close(actual[1], exact[1], rtol=0.05, atol=0.1)
-    torch.testing.assert_close(explicit[0], fused[0], rtol=0.02, atol=0.03)
+
+
+def test_attention_in_pieces_is_an_operator_that_pytorch_can_compile_and_differentiate():
+    torch.manual_seed(0)
+    query, key, value = (tensor.requires_grad_() for tensor in torch.randn(3, 2, 3, 20, 4))
+    torch.library.opcheck(attend_in_pieces, (query, key, value, bias_of(20, [0, 7], torch.float32), 100))
+
+
+@pytest.mark.parametrize("piece", [1, 700, 60000])
+def test_pieces_cover_every_query_once_and_no_key_that_a_query_attends_is_left_out(piece):
+    query, bias = torch.zeros(3, 2, 300, 4), bias_of(300, [0, 120, 299], torch.float32)
+    queries, pairs = torch.zeros(3, 2, 300), torch.zeros(3, 2, 300, 300)
+    scores = 0
+    for (samples, heads, rows), (_, _, keys) in pieces.cut(query, query, bias, piece):
+        queries[samples, heads, rows] += 1
+        pairs[samples, heads, rows, keys] += 1
+        scores += pairs[samples, heads, rows, keys].numel()
+    assert (queries == 1).all()
+    assert (pairs[(bias == 0).expand_as(pairs)] == 1).all()
+    assert scores < pairs.numel()  # the mask hides whole pieces
+
+
+def test_attention_in_pieces_keeps_no_scores():
+    query, key, value = torch.randn(3, 1, 2, 300, 4).requires_grad_().unbind(0)
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor.numel()), lambda tensor: tensor):
+        attend_in_pieces(query, key, value, bias_of(300, [5], torch.float32))
+    assert sorted(kept) == [2 * 300 * 4] * 3 + [300 * 300]  # query, key, value, and the bias that all layers share
+
+
+def bias_of(num_tokens: int, prefix: list[int], dtype: torch.dtype) -> Tensor:
+    position = torch.arange(num_tokens)[None]
+    return prefix_causal_bias(position, position, torch.tensor(prefix), float("inf"), dtype)
 
 
 @pytest.mark.parametrize(
-    ("dtype", "explicit_keys", "kernel_calls"),
+    ("dtype", "few_scores", "way"),
     [
-        pytest.param(torch.bfloat16, 20, 0, id="bfloat16-few-keys"),
-        pytest.param(torch.bfloat16, 19, 1, id="bfloat16-many-keys"),
-        pytest.param(torch.float32, 20, 1, id="float32"),
+        pytest.param(torch.bfloat16, 400, "attend_at_once", id="bfloat16-few-scores"),
+        pytest.param(torch.bfloat16, 399, "attend_in_pieces", id="bfloat16-many-scores"),
+        pytest.param(torch.float32, 400, None, id="float32"),
     ],
 )
-def test_only_bfloat16_with_few_keys_leaves_the_fused_kernel(monkeypatch, dtype, explicit_keys, kernel_calls):
+def test_only_bfloat16_leaves_the_fused_kernel(monkeypatch, dtype, few_scores, way):
     calls = []
-    kernel = F.scaled_dot_product_attention
-
-    def counted(*arguments, **options) -> Tensor:
-        calls.append(arguments)
-        return kernel(*arguments, **options)
-
-    monkeypatch.setattr(F, "scaled_dot_product_attention", counted)
-    query, key, value = torch.randn(3, 1, 1, 20, 4, dtype=torch.float32).to(dtype)
-    attend(query, key, value, None, explicit_keys)
-    assert len(calls) == kernel_calls
+    monkeypatch.setattr(core, "FEW_SCORES", few_scores)
+    for name in ("attend_at_once", "attend_in_pieces"):
+        monkeypatch.setattr(core, name, lambda *arguments, name=name: calls.append(name))
+    query, key, value = torch.randn(3, 1, 1, 20, 4).to(dtype)
+    core.attend(query, key, value, None)
+    assert calls == ([] if way is None else [way])
 
 
 @pytest.mark.parametrize("init", [0.01, 0.5, 0.99])

@@ -1,6 +1,5 @@
 """Masks compared with true labels: Dice as counted by hand, and errors that name both files."""
 
-import math
 from pathlib import Path
 
 import nibabel as nib
@@ -9,7 +8,8 @@ import pytest
 from PIL import Image
 
 from scripts.report import compare as report
-from scripts.report.compare import compare, dice, load_pair, main
+from scripts.report.compare import compare, load_pair, main
+from scripts.report.pictures import Planes
 
 
 def volume(*labels: tuple[int, int]) -> np.ndarray:
@@ -35,34 +35,15 @@ def write_case(folder: Path, name: str, truth: np.ndarray, mask: np.ndarray) -> 
 
 
 def compare_folder(folder: Path) -> float:
-    return compare(folder / "masks", folder / "labels", folder / "images", folder / "page.png")
+    return compare(folder / "masks", folder / "labels", folder / "images", folder / "out")
 
 
 @pytest.fixture
 def no_page(monkeypatch: pytest.MonkeyPatch) -> list:
     """Keep the rows of the page instead of drawing it."""
-    drawn: list[dict] = []
+    drawn: list[Planes] = []
     monkeypatch.setattr(report, "picture_page", lambda path, rows, title: drawn.extend(rows))
     return drawn
-
-
-# Dice
-
-
-def test_dice_is_twice_the_overlap_over_both_volumes():
-    mask, truth = np.array([1, 1, 1, 0, 2, 0]), np.array([0, 1, 1, 1, 1, 2])
-    assert dice(mask, truth, 1) == pytest.approx(2 * 2 / (3 + 4))
-    assert dice(mask, truth, 2) == 0.0
-
-
-def test_dice_is_1_for_equal_volumes_and_0_where_one_is_empty():
-    assert dice(volume((1, 9)), volume((1, 9)), 1) == 1.0
-    assert dice(volume(), volume((1, 9)), 1) == 0.0
-    assert dice(volume((1, 9)), volume(), 1) == 0.0
-
-
-def test_dice_is_not_a_number_where_neither_volume_holds_the_label():
-    assert math.isnan(dice(volume((1, 9)), volume((1, 9)), 2))
 
 
 # A pair of files
@@ -93,40 +74,47 @@ def test_the_last_line_printed_is_the_mean_dice(tmp_path, capsys):
     write_case(tmp_path, "a", truth=volume((1, 4), (2, 4)), mask=volume((1, 4), (2, 4)))
     write_case(tmp_path, "b", truth=volume((1, 6), (2, 6)), mask=volume((1, 2), (0, 4), (2, 6)))
     folders = [f"--{name}={tmp_path / name}" for name in ("masks", "labels", "images")]
-    main([*folders, "--picture", str(tmp_path / "out/page.png")])
+    main([*folders, "--output", str(tmp_path / "out"), "--names", "head", "tail"])
     printed = capsys.readouterr().out.splitlines()
-    assert printed == [
-        "label 1: Dice 0.750 over 2 cases",  # 1 and 2 * 2 / (2 + 6)
-        "label 2: Dice 1.000 over 2 cases",
-        f"pictures: {tmp_path}/out/page.png",
-        "mean Dice 0.875",
+    assert printed[-1] == "mean Dice 0.875"
+    assert [line.split()[:3] for line in printed if "dice" in line.split()] == [
+        ["head", "dice", "0.750"],  # 1 and 2 * 2 / (2 + 6)
+        ["tail", "dice", "1.000"],
+        ["mean", "dice", "0.875"],
     ]
-    with Image.open(tmp_path / "out/page.png") as picture:
+    assert sorted(file.name for file in (tmp_path / "out").iterdir()) == ["cases.csv", "summary.csv", "worst.png"]
+    with Image.open(tmp_path / "out/worst.png") as picture:
         assert picture.size == (810, 603)  # two rows
 
 
-def test_the_mean_dice_is_returned_and_rows_show_image_truth_and_mask(tmp_path, no_page):
-    truth, mask = volume((1, 4)), volume((1, 2))
-    write_case(tmp_path, "a", truth, mask)
-    assert compare_folder(tmp_path) == pytest.approx(2 / 3)
-    (row,) = no_page
-    assert row["title"] == "a: mean Dice 0.667"
-    assert row["spacing"] == [1.0, 1.0, 1.0]
-    for shown, expected in zip(row["masks"], (truth, mask), strict=True):
-        np.testing.assert_array_equal(shown, expected)
+def test_the_mean_dice_is_returned_and_the_worst_come_first(tmp_path, no_page):
+    for name, voxels in zip("abcdef", (4, 3, 2, 4, 1, 4), strict=True):
+        write_case(tmp_path, name, volume((1, 4)), volume((1, voxels)))
+    scores = [2 * n / (4 + n) for n in (4, 3, 2, 4, 1, 4)]
+    assert compare_folder(tmp_path) == pytest.approx(np.mean(scores))
+    assert [row.title for row in no_page] == [
+        "e: mean Dice 0.400", "c: mean Dice 0.667", "b: mean Dice 0.857", "a: mean Dice 1.000",
+    ]  # fmt: skip
 
 
-def test_a_label_that_the_first_case_lacks_is_scored_too(tmp_path, no_page, capsys):
+def test_a_label_that_is_found_where_there_is_none_counts_as_0(tmp_path, no_page):
     write_case(tmp_path, "a", truth=volume((1, 4)), mask=volume((1, 4)))
-    write_case(tmp_path, "b", truth=volume((1, 4), (2, 4)), mask=volume((1, 4)))
-    assert compare_folder(tmp_path) == pytest.approx(0.5)  # label 1 is found, label 2 is missed
-    assert "label 2: Dice 0.000" in capsys.readouterr().out
+    write_case(tmp_path, "b", truth=volume((1, 4)), mask=volume((1, 4), (2, 4)))
+    assert compare_folder(tmp_path) == pytest.approx((1 + 0.5) / 2)
 
 
-def test_a_first_case_without_any_label_does_not_end_the_comparison(tmp_path, no_page):
+def test_a_case_without_any_label_is_left_out(tmp_path, no_page):
     write_case(tmp_path, "a", truth=volume(), mask=volume())
     write_case(tmp_path, "b", truth=volume((1, 4)), mask=volume((1, 4)))
     assert compare_folder(tmp_path) == pytest.approx(1.0)
+    assert [row.title for row in no_page] == ["b: mean Dice 1.000"]
+
+
+def test_masks_with_another_postfix_are_found(tmp_path, no_page):
+    write_case(tmp_path, "a", truth=volume((1, 4)), mask=volume((1, 4)))
+    (tmp_path / "masks/a_mask.nii.gz").rename(tmp_path / "masks/a.nii.gz")
+    folders = [tmp_path / name for name in ("masks", "labels", "images", "out")]
+    assert compare(*folders, postfix="") == 1.0
 
 
 def test_files_that_macos_leaves_beside_labels_are_ignored(tmp_path, no_page):
@@ -137,12 +125,11 @@ def test_files_that_macos_leaves_beside_labels_are_ignored(tmp_path, no_page):
 
 def test_a_folder_without_labels_is_named(tmp_path):
     (tmp_path / "labels").mkdir()
-    with pytest.raises(FileNotFoundError, match=f"{tmp_path}/labels holds no label"):
+    with pytest.raises(FileNotFoundError, match=f"{tmp_path}/labels holds no image"):
         compare_folder(tmp_path)
 
 
-def test_the_page_shows_the_first_cases_only(tmp_path, no_page):
-    for name in "abcdef":
-        write_case(tmp_path, name, truth=volume((1, 4)), mask=volume((1, 4)))
-    compare_folder(tmp_path)
-    assert [row["title"][0] for row in no_page] == ["a", "b", "c", "d"]
+def test_empty_labels_and_empty_masks_are_nothing_to_score(tmp_path):
+    write_case(tmp_path, "a", truth=volume(), mask=volume())
+    with pytest.raises(ValueError, match="there is nothing to score"):
+        compare_folder(tmp_path)

@@ -4,27 +4,40 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from scripts.networks.attention.pieces import attend_in_pieces
 
-def attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, explicit_keys: int = 1024) -> Tensor:
+FEW_SCORES = 2**21  # of all samples and heads: 4 MiB
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None) -> Tensor:
     """Softmax attention, ``softmax(q k^T / sqrt(d) + bias) v``.
+
+    PyTorch's fused kernel, except for bfloat16 on a CPU, where its backward is slow: there plain products while the
+    scores are few, else :mod:`scripts.networks.attention.pieces` (``benchmarks/attention.py`` shows all three). What is
+    exported to TorchScript or ONNX has the kernel alone.
 
     Args:
         query: ``(B, heads, Q, d)``.
         key, value: ``(B, heads, K, d)``.
         bias: 0 where a query may attend and -inf where not, ``(B or 1, 1, Q, K)``; None attends everywhere.
-        explicit_keys: for bfloat16 on a CPU and up to this many keys, plain matrix products replace PyTorch's fused
-            kernel, whose backward is slow there; with more keys the gain shrinks and the score matrix takes memory
-            (``benchmarks/attention.py`` shows both sides).
 
     Returns:
         ``(B, heads, Q, d)``.
     """
-    if query.is_cpu and query.dtype == torch.bfloat16 and key.shape[-2] <= explicit_keys:
-        scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-2, -1)  # (B, heads, Q, K)
-        if bias is not None:
-            scores = scores + bias
-        return scores.softmax(-1) @ value
-    return F.scaled_dot_product_attention(query, key, value, attn_mask=bias)
+    if torch.jit.is_scripting() or torch.jit.is_tracing() or not (query.is_cpu and query.dtype == torch.bfloat16):
+        result = F.scaled_dot_product_attention(query, key, value, attn_mask=bias)
+    else:  # TorchScript leaves this out
+        few = query.shape[0] * query.shape[1] * query.shape[2] * key.shape[2] <= FEW_SCORES
+        result = attend_at_once(query, key, value, bias) if few else attend_in_pieces(query, key, value, bias)
+    return result
+
+
+def attend_at_once(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None) -> Tensor:
+    """The same as plain products of all heads; the scores are kept for the backward pass."""
+    scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-2, -1)  # (B, heads, Q, K)
+    if bias is not None:
+        scores = scores + bias
+    return scores.softmax(-1) @ value
 
 
 def prefix_causal_bias(

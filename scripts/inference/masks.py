@@ -1,0 +1,90 @@
+"""What can be done with a finished mask: the largest component of each label, other label values, volumes."""
+
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from monai.data import MetaTensor
+from monai.transforms import MapTransform
+from scipy import ndimage
+
+
+class LargestComponentd(MapTransform):
+    """Keep the largest connected component (26 neighbours) of every label of masks ``(1, X, Y, Z)``."""
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        kept = dict(data)
+        for key in self.key_iterator(kept):
+            kept[key] = _like(kept[key], largest_components(kept[key].numpy()[0])[None])
+        return kept
+
+
+def largest_components(mask: np.ndarray) -> np.ndarray:
+    """A copy of a mask ``(X, Y, Z)`` with all but the largest component of each label set to 0."""
+    kept = mask.copy()
+    for label, box in enumerate(ndimage.find_objects(mask), start=1):
+        if box is None:
+            continue
+        components, count = ndimage.label(mask[box] == label, structure=np.ones((3, 3, 3)))
+        if count > 1:
+            sizes = np.bincount(components.ravel())
+            sizes[0] = 0
+            kept[box][(components > 0) & (components != sizes.argmax())] = 0
+    return kept
+
+
+class RemapLabelsd(MapTransform):
+    """Give labels other values; those that are not named stay.
+
+    Args:
+        keys: of the masks.
+        mapping: network's label to written label.
+
+    Raises:
+        ValueError: a written label is below 0 or above 65535.
+    """
+
+    def __init__(self, keys: str | Sequence[str], mapping: Mapping[int | str, int]) -> None:
+        super().__init__(keys)
+        self.mapping = {int(label): int(value) for label, value in mapping.items()}
+        if any(not 0 <= value <= 65535 for value in self.mapping.values()):
+            raise ValueError(f"label_mapping {dict(mapping)} must lead to values from 0 to 65535")
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        mapped = dict(data)
+        for key in self.key_iterator(mapped) if self.mapping else ():
+            mask = mapped[key].numpy()
+            table = np.arange(max(int(mask.max()), *self.mapping) + 1)
+            for label, value in self.mapping.items():
+                table[label] = value
+            mapped[key] = _like(mapped[key], table.astype(np.uint16 if table.max() > 255 else np.uint8)[mask])
+        return mapped
+
+
+def _like(mask: MetaTensor, values: np.ndarray) -> MetaTensor:
+    return MetaTensor(torch.from_numpy(values), meta=mask.meta)
+
+
+def written_labels(names: Sequence[str], num_classes: int, mapping: Mapping[int | str, int]) -> dict[int, str]:
+    """Value in the mask to name, background left out; where the names are not those of the classes, numbers stand in.
+
+    Args:
+        names: of the network's classes, background first.
+        num_classes: of the network.
+        mapping: see :class:`RemapLabelsd`.
+    """
+    fitting = list(names) if len(names) == num_classes else [f"label {label}" for label in range(num_classes)]
+    values = {int(label): int(value) for label, value in mapping.items()}
+    written: dict[int, str] = {}
+    for label in range(1, num_classes):
+        value = values.get(label, label)
+        written[value] = f"{written[value]} + {fitting[label]}" if value in written else fitting[label]
+    return {value: name for value, name in sorted(written.items()) if value}
+
+
+def volumes_ml(mask: np.ndarray, affine: np.ndarray, labels: Mapping[int, str]) -> dict[str, float]:
+    """Volume of each label in ml, by its name."""
+    counts = np.bincount(mask.ravel(), minlength=max(labels, default=0) + 1)
+    voxel = abs(float(np.linalg.det(affine[:3, :3]))) / 1000
+    return {name: round(int(counts[value]) * voxel, 4) for value, name in labels.items()}

@@ -1,0 +1,81 @@
+"""Write down what the training images were like, so that inference can warn of others.
+
+python -m scripts.inference.training_range --dataset_dir DATA/Task04_Hippocampus --weights models/model.pt
+"""
+
+import argparse
+import json
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from scripts.data.datalists import scans
+from scripts.data.reading import read_volume
+from scripts.inference.checks import intensity_percentiles
+from scripts.inference.journal import file_hash
+
+logger = logging.getLogger(__name__)
+
+
+def training_range(images: Sequence[str | Path], weights: str | Path) -> dict[str, Any]:
+    """Least and greatest spacing and extent (mm, axes sorted) and intensity percentiles of images; the weights' hash.
+
+    Raises:
+        VolumeError: an image cannot be read.
+    """
+    spacings, extents, percentiles = [], [], []
+    for path in tqdm(images, desc="training range"):
+        volume = read_volume(path)
+        spacing = np.linalg.norm(volume.affine[:3, :3].numpy(), axis=0)
+        spacings.append(np.sort(spacing))
+        extents.append(np.sort(spacing * np.array(volume.shape[1:])))
+        percentiles.append([intensity_percentiles(channel) for channel in volume.numpy()])
+    ranges = {"spacing_mm": np.array(spacings), "extent_mm": np.array(extents)}
+    per_channel = np.array(percentiles)  # (images, channels, percentiles)
+    return {
+        "weights": file_hash(weights),
+        "images": len(images),
+        **{name: [_short(v.min(axis=0)), _short(v.max(axis=0))] for name, v in ranges.items()},
+        "intensity_percentiles": [
+            [_short([c[:, p].min(), c[:, p].max()]) for p in range(c.shape[1])] for c in per_channel.transpose(1, 0, 2)
+        ],
+    }
+
+
+def read_training_range(metadata_file: str | Path, weights_file: str | Path) -> dict[str, Any] | None:
+    """The range of the training images that the bundle's metadata keep, if they speak of these weights.
+
+    Args:
+        metadata_file: of the bundle; its ``training_range`` names the weights by their SHA-256.
+        weights_file: of the run.
+    """
+    known = json.loads(Path(metadata_file).read_text(encoding="utf-8")).get("training_range")
+    if known is None or known["weights"] != file_hash(weights_file):
+        logger.info("%s keeps no training range of %s: images are not compared with it", metadata_file, weights_file)
+        return None
+    return known
+
+
+def _short(values: Sequence[float]) -> list[float]:
+    return [float(f"{value:.6g}") for value in values]
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--dataset_dir", required=True, help="the images that the network was trained on")
+    parser.add_argument("--weights", type=Path, default=Path("models/model.pt"))
+    parser.add_argument("--metadata", type=Path, default=Path("configs/metadata.json"))
+    options = parser.parse_args(arguments)
+    metadata = json.loads(options.metadata.read_text(encoding="utf-8"))
+    images = [case["image"] for case in scans(options.dataset_dir)]
+    metadata["training_range"] = training_range(images, options.weights)
+    options.metadata.write_text(json.dumps(metadata, indent=4) + "\n", encoding="utf-8")
+    print(json.dumps(metadata["training_range"], indent=4))
+
+
+if __name__ == "__main__":
+    main()

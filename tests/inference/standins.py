@@ -1,0 +1,83 @@
+"""A folder run in a few lines, with networks whose masks are known."""
+
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import torch
+from monai.data import Dataset
+from monai.transforms import Compose, ScaleIntensityRangePercentilesd
+from torch import Tensor, nn
+
+from scripts.inference.checks import LoadVolumed
+from scripts.inference.evaluator import FolderEvaluator
+from scripts.inference.grids import WorkingGridd
+from scripts.inference.inputs import find_cases
+from scripts.inference.inverting import InvertToMaskd
+from scripts.inference.masks import RemapLabelsd
+from scripts.inference.windows import WindowInferer
+from tests.conftest import ROOT
+
+ROI = (16, 16, 16)
+LABELS = {1: "right", 2: "front", 3: "top"}
+
+
+class Compass(nn.Module):
+    """Four classes that tell where a voxel lies in the window: right, front, top, or none; its intensity has a part."""
+
+    def forward(self, windows: Tensor) -> Tensor:
+        axes = [torch.linspace(-1, 1, n) for n in windows.shape[2:]]
+        right, front, top = (place.expand(windows[:, 0].shape) for place in torch.meshgrid(*axes, indexing="ij"))
+        return torch.stack([0.3 + 0.2 * windows[:, 0], right, 1.1 * front, 0.9 * top], dim=1)
+
+
+def make_evaluator(images: Path, out: Path, network: nn.Module | None = None, **options: Any) -> FolderEvaluator:
+    """Over a folder, with spacing 1 mm and windows of 16 voxels."""
+    weights = out.parent / f"{out.name}_weights.pt"
+    if not weights.exists():
+        weights.write_bytes(b"no weights")
+    spacing = options.pop("spacing", (1.0, 1.0, 1.0))
+    in_channels = options.pop("in_channels", 1)
+    volumes_4d = options.pop("volumes_4d", "refuse")
+    load = {"in_channels": in_channels, "spacing": spacing, "roi_size": ROI, "num_classes": 4}
+    preprocessing = Compose([
+        LoadVolumed("image", volumes_4d=volumes_4d, **load),
+        WorkingGridd("image", spacing),
+        ScaleIntensityRangePercentilesd("image", 1, 99.9, 0.0, 1.0, clip=True, channel_wise=True),
+    ])  # fmt: skip
+    return FolderEvaluator(
+        device="cpu",
+        dataset=Dataset(find_cases(images, out, in_channels), preprocessing),
+        network=network or Compass(),
+        inferer=options.pop("inferer", None) or WindowInferer(ROI),
+        postprocessing=options.pop("postprocessing", None)
+        or Compose([InvertToMaskd("pred"), RemapLabelsd("pred", {})]),
+        output_dir=out,
+        weights_file=weights,
+        metadata_file=ROOT / "configs/metadata.json",
+        settings=options.pop("settings", {"spacing": spacing}),
+        labels=LABELS,
+        in_channels=in_channels,
+        num_classes=4,
+        **options,
+    )
+
+
+def blob(shape: tuple[int, ...] = (15, 12, 14), seed: int = 0) -> np.ndarray:
+    """A smooth volume of random values, int16."""
+    rng = np.random.default_rng(seed)
+    x, y, z = np.meshgrid(*(np.linspace(-1, 1, n) for n in shape), indexing="ij")
+    noise = rng.normal(0, 5, shape)
+    return (200 * np.exp(-(x**2 + 2 * y**2 + z**2)) + 40 * x + 20 * y + noise + 100).astype(np.int16)
+
+
+def write_volume(path: Path, values: np.ndarray | None = None, affine: np.ndarray | None = None) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    values = blob() if values is None else values
+    nib.save(nib.Nifti1Image(values, np.diag([1.0, 1.1, 0.9, 1]) if affine is None else affine), path)
+    return path
+
+
+def mask_of(path: Path) -> np.ndarray:
+    return np.asanyarray(nib.load(path).dataobj)

@@ -1,0 +1,67 @@
+"""The tutorial runs, and what is stored of it can be read on the web."""
+
+import re
+from pathlib import Path
+
+import nbclient
+import nbformat
+import pytest
+
+from tests.conftest import ROOT
+
+FILE = ROOT / "docs/quickstart.ipynb"
+MACHINE = re.compile(r"/(home|root|work|tmp|mnt|usr|opt|Users|scratch|media)/|[A-Z]:\\\\")
+
+
+def texts(cell: nbformat.NotebookNode) -> str:
+    """All that a cell's outputs say."""
+    outputs = cell.get("outputs", [])
+    return "".join(
+        output.get("text", "") + "".join(output.get("traceback", [])) + output.get("data", {}).get("text/plain", "")
+        for output in outputs
+    )
+
+
+@pytest.fixture(scope="module")
+def stored() -> nbformat.NotebookNode:
+    notebook = nbformat.read(FILE, as_version=4)
+    nbformat.validate(notebook)
+    return notebook
+
+
+def test_the_stored_notebook_shows_its_pictures_and_stays_small(stored: nbformat.NotebookNode) -> None:
+    pictures = [
+        key
+        for cell in stored.cells
+        for output in cell.get("outputs", [])
+        for key in output.get("data", {})
+        if key.startswith("image/")
+    ]
+    assert len(pictures) == 5
+    assert FILE.stat().st_size < 600_000
+
+
+def test_the_stored_notebook_ran_from_top_to_bottom_and_names_no_machine(stored: nbformat.NotebookNode) -> None:
+    cells = [cell for cell in stored.cells if cell.cell_type == "code"]
+    assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1))
+    assert [found for cell in stored.cells if (found := MACHINE.findall(cell.source + texts(cell)))] == []
+    assert not any("execution" in cell.metadata for cell in cells)  # times
+
+
+def test_the_links_of_the_notebook_lead_somewhere(stored: nbformat.NotebookNode) -> None:
+    links = [link for cell in stored.cells for link in re.findall(r"\]\((?!http)([^)#]+)\)", cell.source)]
+    assert links
+    assert [link for link in links if not (FILE.parent / link).is_file()] == []
+
+
+@pytest.mark.slow
+def test_the_notebook_runs_and_its_masks_and_export_are_right(stored: nbformat.NotebookNode, tmp_path: Path) -> None:
+    notebook = nbformat.from_dict({**stored, "cells": [dict(cell) for cell in stored.cells]})
+    nbclient.NotebookClient(notebook, timeout=None, resources={"metadata": {"path": str(ROOT)}}).execute()
+    said = "".join(texts(cell) for cell in notebook.cells)
+    mean = re.search(r"mean Dice (\d\.\d{3})", said)
+    assert mean, said
+    assert float(mean[1]) > 0.6
+    alike = re.search(r"share of voxels alike: (\d\.\d{5})", said)
+    assert alike, said
+    assert float(alike[1]) > 0.999
