@@ -190,7 +190,7 @@ def train(name: str, dataset: str, output: Path, minutes: float, seed: int, ids:
     if ARMS[name].get("pretrained"):
         ids = {**ids, "pretrained": PRETRAINED.format(output=output, name=ARMS[name]["pretrained"])}
     # another seed also draws other cases where only a share of the labels is used
-    ids = {**ids, "seed": seed, "train#dataset#data#seed": seed, "resume": "auto"}
+    ids = {**ids, "seed": seed, "label_seed": seed, "resume": "auto"}
     epochs = f"$max(round({minutes * 60 / seconds} / len(@train#dataloader)), 1)"
     flow = workflow(name, dataset, folder, {**ids, "max_epochs": epochs, "val_interval": "$@max_epochs + 1"})
     start = time.perf_counter()
