@@ -19,7 +19,11 @@ CONFIGS = ROOT / "configs"
 META, LOGGING = str(CONFIGS / "metadata.json"), str(CONFIGS / "logging.conf")
 WEIGHTS = str(ROOT / "models/model.pt")
 MAX_BYTES = 25e6
-SHAPE = (1, 3, 48, 64, 48)
+FORMAT = json.loads(Path(META).read_text())["network_data_format"]
+INPUT, OUTPUT = (
+    (1, tensor["num_channels"], *tensor["spatial_shape"])
+    for tensor in (FORMAT["inputs"]["image"], FORMAT["outputs"]["pred"])
+)
 
 
 def config(name: str) -> str:
@@ -78,7 +82,7 @@ def test_the_network_takes_and_gives_what_the_metadata_say_from_any_folder(name:
 @pytest.mark.slow
 def test_the_shipped_weights_export_to_files_that_compute_the_same(tmp_path: Path) -> None:
     network = monai.bundle.load(**LOADING)
-    image = torch.rand(2, 1, *SHAPE[2:])
+    image = torch.rand(2, *INPUT[1:])
     with torch.inference_mode():
         expected = network.eval()(image)
     for kind, export in (("torchscript", monai.bundle.ckpt_export), ("onnx", monai.bundle.onnx_export)):
@@ -112,7 +116,7 @@ def test_load_gives_the_trained_network_without_any_data(kind: str, tmp_path: Pa
     for name, tensor in network.state_dict().items():
         torch.testing.assert_close(tensor, stored[name].float(), rtol=0, atol=0, msg=name)
     with torch.inference_mode():
-        assert tuple(network.eval()(torch.rand(1, 1, *SHAPE[2:])).shape) == SHAPE
+        assert tuple(network.eval()(torch.rand(INPUT)).shape) == OUTPUT
     assert list(tmp_path.iterdir()) == []
 
 

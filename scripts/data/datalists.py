@@ -177,6 +177,7 @@ def labelled_part(
     seed: int,
     part: str,
     label_ratio: float = 1.0,
+    label_seed: int = 0,
 ) -> list[Case]:
     """The labelled cases of an MSD task that a run works on.
 
@@ -184,16 +185,17 @@ def labelled_part(
         dataset_dir: the task.
         num_classes: of the network.
         validation_share: share held out; see :func:`split_cases`.
-        seed: draws the split, and the subset.
+        seed: draws the split.
         part: ``training``, ``validation`` or ``all``.
         label_ratio: share of the part that is used; see :func:`label_subset`.
+        label_seed: draws that share, apart from the split, so that several draws keep the same cases held out.
 
     Raises:
         FileNotFoundError: see :func:`labelled_cases`.
         ValueError: see these functions and :func:`check_label_names`.
     """
     check_label_names(dataset_dir, num_classes)
-    return label_subset(split_cases(labelled_cases(dataset_dir), validation_share, seed, part), label_ratio, seed)
+    return label_subset(split_cases(labelled_cases(dataset_dir), validation_share, seed, part), label_ratio, label_seed)
 
 
 def check_label_names(dataset_dir: str | Path, num_classes: int) -> None:

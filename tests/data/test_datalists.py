@@ -16,6 +16,7 @@ from scripts.data.datalists import (
     image_files,
     label_subset,
     labelled_cases,
+    labelled_part,
     scans,
     split_cases,
 )
@@ -217,6 +218,13 @@ def test_smaller_shares_of_the_labels_are_parts_of_larger_ones():
     subsets = [{case["image"] for case in label_subset(CASES, ratio, 7)} for ratio in (0.05, 0.1, 0.3, 0.5, 1.0)]
     assert [len(subset) for subset in subsets] == [1, 2, 6, 10, 20]
     assert all(small < large for small, large in zip(subsets, subsets[1:], strict=False))
+
+
+def test_another_draw_of_labels_keeps_the_same_cases_held_out(task):
+    drawn = [labelled_part(task, 7, 0.4, 0, "training", 0.4, label_seed) for label_seed in range(4)]
+    held_out = labelled_part(task, 7, 0.4, 0, "validation")
+    assert len({case["image"] for cases in drawn for case in cases}) > 1
+    assert not [case for cases in drawn for case in cases if case in held_out]
 
 
 def test_a_label_subset_depends_on_its_seed_alone_and_keeps_the_order():
