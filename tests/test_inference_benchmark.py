@@ -44,7 +44,8 @@ def test_the_masks_of_all_variants_agree(tmp_path: Path):
     (tmp_path / "images").mkdir()
     for index in range(2):
         study = make_study(0, index)
-        nib.save(nib.Nifti1Image(study.image, study.affine), tmp_path / f"images/{index}.nii.gz")
+        part = study.image[8:28, 8:28, 8:28]  # one window or a few
+        nib.save(nib.Nifti1Image(part, study.affine), tmp_path / f"images/{index}.nii.gz")
     output = tmp_path / "result.json"
     inference.main([
         "--images", str(tmp_path / "images"), "--count", "2", "--large", "0", "0", "0", "--threads", "1",
