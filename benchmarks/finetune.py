@@ -60,7 +60,7 @@ class Padded(nn.Module):
 
 def peer(network: dict[str, Any]) -> dict[str, Any]:
     """The ids of a network that has no backbone of ours: AdamW with the same rate, no curves of gates."""
-    handlers = json.loads((ROOT / "configs/train.json").read_text())["train"]["handlers"]
+    handlers = json.loads((ROOT / "configs/train.json").read_text(encoding="utf-8"))["train"]["handlers"]
     curves = next(i for i, handler in enumerate(handlers) if handler["_target_"].endswith("TrainingCurves"))
     optimizer = {
         "_target_": "torch.optim.AdamW",
@@ -186,7 +186,7 @@ def train(name: str, dataset: str, output: Path, minutes: float, seed: int, ids:
     if any(all(row[k] == v for k, v in key.items()) for row in read_rows(output)):
         print(f"{folder.name} has its row")
         return
-    seconds = json.loads((output / "steps.json").read_text())[name]
+    seconds = json.loads((output / "steps.json").read_text(encoding="utf-8"))[name]
     if ARMS[name].get("pretrained"):
         ids = {**ids, "pretrained": PRETRAINED.format(output=output, name=ARMS[name]["pretrained"])}
     # another seed also draws other cases where only a share of the labels is used
@@ -221,7 +221,7 @@ def train(name: str, dataset: str, output: Path, minutes: float, seed: int, ids:
 def read_rows(output: Path) -> list[dict[str, Any]]:
     """The rows of all finished runs."""
     file = output / "rows.jsonl"
-    return [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()] if file.is_file() else []
 
 
 def print_rows(output: Path) -> None:

@@ -74,7 +74,7 @@ def peak_resident() -> float:
     """Largest resident size of this process so far in MiB. Unlike ``ru_maxrss`` it forgets the parent's."""
     status = Path("/proc/self/status")
     if status.is_file():
-        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+        line = next(line for line in status.read_text(encoding="utf-8").splitlines() if line.startswith("VmHWM"))
         return int(line.split()[1]) / 1024
     import resource  # macOS, in bytes
 
@@ -158,7 +158,7 @@ def measure_memory(shape: Sequence[int], num_classes: int, threads: int, work: P
         "output_dir": str(work / "ct-masks"),
     }
     row = in_a_process(Job([CONFIG], options, threads))
-    report = json.loads((work / "ct-masks/report.json").read_text())
+    report = json.loads((work / "ct-masks/report.json").read_text(encoding="utf-8"))
     return {"shape": list(shape), "classes": num_classes, **row, "done": report["run"]["done"]}
 
 

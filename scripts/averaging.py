@@ -27,7 +27,7 @@ class MirroringInferer(Inferer):
 
     def __init__(self, inferer: Inferer, axes: Sequence[int]) -> None:
         if len(set(axes)) < len(axes) or not set(axes) <= {0, 1, 2}:
-            raise ValueError(f"mirror_axes {list(axes)} must be different ones of 0, 1, 2")
+            raise ValueError(f"mirroring {list(axes)} must be different ones of 0, 1, 2")
         self.inferer = inferer
         self.axes = tuple(axes)
 

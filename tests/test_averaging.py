@@ -34,7 +34,7 @@ def test_without_axes_or_weights_nothing_changes():
 
 @pytest.mark.parametrize("axes", [[3], [0, 0], [-1]])
 def test_other_axes_are_refused(axes):
-    with pytest.raises(ValueError, match="mirror_axes"):
+    with pytest.raises(ValueError, match="mirroring"):
         MirroringInferer(SimpleInferer(), axes)
 
 

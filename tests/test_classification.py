@@ -60,7 +60,7 @@ def test_a_table_is_learned_and_every_case_evaluated_with_its_probabilities(tmp_
 
 def test_an_archive_is_learned_from_pretrained_weights_and_its_test_part_evaluated(tmp_path):
     archive = write_archive(tmp_path / "a.npz", (6, 4, 4), size=12)
-    pretrained = PretrainingNetwork(16, 4, size=NETWORK, attention="local+grid")
+    pretrained = PretrainingNetwork(16, 8, size=NETWORK, attention="full+sequence")
     torch.save(pretrained.state_dict(), tmp_path / "pretrained.pt")
     small = overlay(tmp_path, max_epochs=1)
     start = workflow(

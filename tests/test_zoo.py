@@ -12,6 +12,7 @@ import pytest
 import torch
 from monai.bundle import ConfigParser, ConfigWorkflow
 
+from scripts.inference.training_range import read_training_range
 from scripts.release import bundle_files
 from tests.conftest import ROOT, SMALL
 
@@ -19,7 +20,11 @@ CONFIGS = ROOT / "configs"
 META, LOGGING = str(CONFIGS / "metadata.json"), str(CONFIGS / "logging.conf")
 WEIGHTS = str(ROOT / "models/model.pt")
 MAX_BYTES = 25e6
-SHAPE = (1, 3, 48, 64, 48)
+FORMAT = json.loads(Path(META).read_text())["network_data_format"]
+INPUT, OUTPUT = (
+    (1, tensor["num_channels"], *tensor["spatial_shape"])
+    for tensor in (FORMAT["inputs"]["image"], FORMAT["outputs"]["pred"])
+)
 
 
 def config(name: str) -> str:
@@ -78,7 +83,7 @@ def test_the_network_takes_and_gives_what_the_metadata_say_from_any_folder(name:
 @pytest.mark.slow
 def test_the_shipped_weights_export_to_files_that_compute_the_same(tmp_path: Path) -> None:
     network = monai.bundle.load(**LOADING)
-    image = torch.rand(2, 1, *SHAPE[2:])
+    image = torch.rand(2, *INPUT[1:])
     with torch.inference_mode():
         expected = network.eval()(image)
     for kind, export in (("torchscript", monai.bundle.ckpt_export), ("onnx", monai.bundle.onnx_export)):
@@ -110,9 +115,9 @@ def test_load_gives_the_trained_network_without_any_data(kind: str, tmp_path: Pa
     network = monai.bundle.load(**{**LOADING, "workflow_type": kind})
     stored = torch.load(WEIGHTS, weights_only=True)
     for name, tensor in network.state_dict().items():
-        torch.testing.assert_close(tensor, stored[name], rtol=0, atol=0, msg=name)
+        torch.testing.assert_close(tensor, stored[name].float(), rtol=0, atol=0, msg=name)
     with torch.inference_mode():
-        assert tuple(network.eval()(torch.rand(1, 1, *SHAPE[2:])).shape) == SHAPE
+        assert tuple(network.eval()(torch.rand(INPUT)).shape) == OUTPUT
     assert list(tmp_path.iterdir()) == []
 
 
@@ -124,9 +129,8 @@ def test_load_takes_another_network_for_the_same_weights() -> None:
 def test_create_workflow_gives_an_initialized_workflow() -> None:
     options = {"config_file": config("inference.json"), "workflow_type": "inference", "bundle_root": str(ROOT)}
     workflow = monai.bundle.create_workflow(**options, device=torch.device("cpu"))
-    torch.testing.assert_close(
-        workflow.network_def.state_dict(), torch.load(WEIGHTS, weights_only=True), rtol=0, atol=0
-    )
+    stored = {name: tensor.float() for name, tensor in torch.load(WEIGHTS, weights_only=True).items()}
+    torch.testing.assert_close(dict(workflow.network_def.state_dict()), stored, rtol=0, atol=0)
 
 
 # Workflows: initialize, check, run, finalize
@@ -178,3 +182,7 @@ def test_training_in_two_processes_passes_the_zoos_unit_test(task: Path, tmp_pat
     assert (tmp_path / "model.pt").is_file()
     events = json.dumps(sorted(file.name for file in (tmp_path / "training/tensorboard").iterdir()))
     assert "process_1" in events
+
+
+def test_the_training_range_in_the_metadata_is_that_of_the_shipped_weights() -> None:
+    assert read_training_range(ROOT / "configs/metadata.json", WEIGHTS) is not None

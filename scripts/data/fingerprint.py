@@ -20,10 +20,14 @@ from tqdm import tqdm
 
 from scripts.data.datalists import Case, check_cases, labelled_cases, read_task
 from scripts.data.reading import read_volume
+from scripts.inference.checks import intensity_percentiles
+from scripts.inference.training_range import span
 
 READERS = 4  # at once; each holds a whole scan
 SAMPLED_VOXELS = 10_000  # per case and channel, of those within labels
 THICK = 3.0  # an axis is thick where its spacing is this many times the finest
+FINEST_PATCH = 8  # voxels, where the spacing is finest; as in train.json
+MOST_FULL_TOKENS = 1024  # of a crop; with more, full attention takes most of the step (docs/results.md)
 DILATION = 2  # of train.json; the patch grid must divide by it
 BATCH_SIZE = 2  # of train.json
 VOXEL_BYTES, TOKEN_BYTES = 1_000, 160_000  # of a training step, measured on a CPU in bf16 (peak resident memory)
@@ -33,7 +37,7 @@ GIB = 2**30
 class CaseFacts(NamedTuple):
     """What one case tells. Axes run to the right, the front and the top, as the workflows turn every image.
 
-    ``spacing`` mm and ``shape`` voxels per axis; ``percentiles`` ``(channels, 2)``, the 1st and the 99th of the image;
+    ``spacing`` mm and ``shape`` voxels per axis; ``percentiles`` ``(channels, 3)`` of the image's intensities;
     ``labelled`` ``(channels, n)``, a sample of the voxels within labels; ``labels``, the values that occur, 0 left out.
     """
 
@@ -63,7 +67,7 @@ def read_facts(case: Case) -> CaseFacts:
     return CaseFacts(
         spacing=nib.affines.voxel_sizes(affine)[turned],
         shape=np.array(label.shape)[turned],
-        percentiles=np.percentile(image.numpy().reshape(len(image), -1), [1, 99], axis=1).T,
+        percentiles=np.array([intensity_percentiles(channel) for channel in image.numpy()]),
         labelled=voxels[:, chosen],
         labels=[int(value) for value in np.unique(label) if value > 0],
     )
@@ -85,8 +89,7 @@ def target_spacing(spacings: np.ndarray) -> tuple[list[float], str]:
 def choose_patch(spacing: Sequence[float]) -> tuple[list[int], str]:
     """Patch in voxels, powers of two, about as long in mm on every axis; coarser in plane where slices are thick."""
     doublings = [round(math.log2(value / min(spacing))) for value in spacing]
-    side = 4 if max(doublings) < 2 else 8
-    patch = [max(side >> n, 1) for n in doublings]
+    patch = [max(FINEST_PATCH >> n, 1) for n in doublings]
     lengths = " x ".join(f"{p * s:.3g}" for p, s in zip(patch, spacing, strict=True))
     return patch, f"about as long on every axis: {lengths} mm"
 
@@ -146,26 +149,6 @@ def choose_intensity(facts: Sequence[CaseFacts], modalities: Sequence[str]) -> t
     return scale | {"b_min": 0.0, "b_max": 1.0, "clip": True, "channel_wise": True}, reason
 
 
-def training_range(facts: Sequence[CaseFacts]) -> dict[str, list]:
-    """What the training images span, so that inference can warn of others.
-
-    Returns:
-        ``spacing_mm`` and ``extent_mm``: least and most per axis; ``percentile_1`` and ``percentile_99`` of a whole
-        image's intensities: least and most per channel.
-    """
-
-    def span(values: Sequence[np.ndarray]) -> list[list[float]]:
-        stacked = np.stack(values)
-        return [[float(f"{value:.5g}") for value in pair] for pair in zip(stacked.min(0), stacked.max(0), strict=True)]
-
-    return {
-        "spacing_mm": span([case.spacing for case in facts]),
-        "extent_mm": span([case.spacing * case.shape for case in facts]),
-        "percentile_1": span([case.percentiles[:, 0] for case in facts]),
-        "percentile_99": span([case.percentiles[:, 1] for case in facts]),
-    }
-
-
 def derive_settings(
     facts: Sequence[CaseFacts], modalities: Sequence[str], names: dict[str, str], memory: float, cache: float
 ) -> list[Setting]:
@@ -184,17 +167,27 @@ def derive_settings(
     crop, crop_reason = choose_crop(sizes, spacing, patch, memory)
     intensity, intensity_reason = choose_intensity(facts, modalities)
     channels = len(facts[0].percentiles)
+    tokens = math.prod(crop) // math.prod(patch)
+    spanned = span(
+        np.array([case.spacing for case in facts]),
+        np.array([case.spacing * case.shape for case in facts]),
+        np.array([case.percentiles for case in facts]),
+    )
     cached = float(sizes.prod(axis=1).sum() * (channels + 1) * 4 / GIB)
     settings = [
         Setting("in_channels", channels, ", ".join(modalities) or "channels of the images"),
         Setting("num_classes", len(names), ", ".join(names.values())),
+        Setting("label_names", list(names.values()), "written beside the masks"),
         Setting("spacing", spacing, spacing_reason),
         Setting("patch_size", patch, patch_reason),
         Setting("roi_size", crop, crop_reason),
+        Setting(
+            "attention", "full+sequence" if tokens <= MOST_FULL_TOKENS else "local+grid", f"{tokens} tokens a crop"
+        ),
         Setting("sample_size", crop, "pretraining's crop: the same"),
         Setting("intensity", intensity, intensity_reason),
         Setting("cache_rate", math.floor(100 * min(1, cache / cached)) / 100, f"all scans take {cached:.1f} GiB"),
-        Setting("training_range", training_range(facts), "least and most in the training images"),
+        Setting("training_range", spanned, "least and most in the training images, which inference compares with"),
     ]
     if len(facts) == 1:
         settings.append(Setting("validation_share", 0.0, "one labelled case: nothing is left to validate with"))

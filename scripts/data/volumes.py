@@ -317,7 +317,7 @@ def write_report(path: str | Path, rows: Sequence[tuple[str, str]]) -> None:
 def _about(copy: Path) -> dict[str, Any] | None:
     """What is known of a copy; None where it is missing or not whole."""
     try:
-        about = json.loads(copy.with_suffix(".json").read_text())
+        about = json.loads(copy.with_suffix(".json").read_text(encoding="utf-8"))
         array = np.load(copy, mmap_mode="r", allow_pickle=False)  # refuses a file shorter than its header says
     except (OSError, ValueError):
         return None

@@ -108,7 +108,7 @@ class PredictionPictures:
             ("image", patches),
             (f"prefix: {length} of {num_patches} patches", torch.where(given, patches, nothing)),
             ("prefix, then each next patch as predicted", torch.where(given, patches, predicted)),
-            ("error of the predicted patches (white: the image's range)", (predicted - patches).abs() * ~given),
+            ("error, in the image's contrast", (predicted - patches).abs() * ~given),
         ]
         volumes = [(name, from_patches(p, image.shape[2:], self.patch_size)[0, 0].numpy()) for name, p in rows]
         low, high = intensity_window(volumes[0][1])

@@ -31,17 +31,29 @@ def training_range(images: Sequence[str | Path], weights: str | Path) -> dict[st
     for path in tqdm(images, desc="training range"):
         volume = read_volume(path)
         spacing = np.linalg.norm(volume.affine[:3, :3].numpy(), axis=0)
-        spacings.append(np.sort(spacing))
-        extents.append(np.sort(spacing * np.array(volume.shape[1:])))
+        spacings.append(spacing)
+        extents.append(spacing * np.array(volume.shape[1:]))
         percentiles.append([intensity_percentiles(channel) for channel in volume.numpy()])
-    ranges = {"spacing_mm": np.array(spacings), "extent_mm": np.array(extents)}
-    per_channel = np.array(percentiles)  # (images, channels, percentiles)
+    spanned = span(np.array(spacings), np.array(extents), np.array(percentiles))
+    return {"weights": file_hash(weights), "images": len(images), **spanned}
+
+
+def span(spacings: np.ndarray, extents: np.ndarray, percentiles: np.ndarray) -> dict[str, list]:
+    """Least and greatest of what images measure.
+
+    Args:
+        spacings, extents: ``(images, 3)`` in mm; an image's axes are sorted, as files store them in any order.
+        percentiles: ``(images, channels, 3)``, see :func:`scripts.inference.checks.intensity_percentiles`.
+
+    Returns:
+        ``spacing_mm`` and ``extent_mm``: three least, three greatest; ``intensity_percentiles``: for each channel and
+        percentile the least and the greatest.
+    """
+    ranges = {"spacing_mm": np.sort(spacings, axis=1), "extent_mm": np.sort(extents, axis=1)}
     return {
-        "weights": file_hash(weights),
-        "images": len(images),
         **{name: [_short(v.min(axis=0)), _short(v.max(axis=0))] for name, v in ranges.items()},
         "intensity_percentiles": [
-            [_short([c[:, p].min(), c[:, p].max()]) for p in range(c.shape[1])] for c in per_channel.transpose(1, 0, 2)
+            [_short([c[:, p].min(), c[:, p].max()]) for p in range(c.shape[1])] for c in percentiles.transpose(1, 0, 2)
         ],
     }
 

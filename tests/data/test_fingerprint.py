@@ -80,7 +80,7 @@ def test_axes_are_those_that_the_workflows_turn_images_to(tmp_path):
     task = write_task(tmp_path / "task", affine=turned)
     config = derive(task, tmp_path / "my.yaml")
     assert config["spacing"] == [2.5, 1.0, 1.0]
-    assert config["training_range"]["extent_mm"] == [[20.0, 20.0], [20.0, 20.0], [24.0, 24.0]]
+    assert config["training_range"]["extent_mm"] == [[20.0, 20.0, 24.0], [20.0, 20.0, 24.0]]
 
 
 def test_the_crop_and_patch_build_a_network(tmp_path):
@@ -99,7 +99,7 @@ def test_a_thick_axis_is_not_resampled_to_its_thickest(tmp_path):
 
 @pytest.mark.parametrize(
     ("spacing", "patch"),
-    [([1, 1, 1], [4, 4, 4]), ([1, 1, 2.2], [4, 4, 2]), ([0.6, 0.6, 3.6], [8, 8, 1]), ([5, 0.8, 0.8], [1, 8, 8])],
+    [([1, 1, 1], [8, 8, 8]), ([1, 1, 2.2], [8, 8, 4]), ([0.6, 0.6, 3.6], [8, 8, 1]), ([5, 0.8, 0.8], [1, 8, 8])],
 )
 def test_a_patch_is_about_as_long_on_every_axis(spacing, patch):
     assert choose_patch(spacing)[0] == patch
@@ -145,7 +145,7 @@ def test_the_config_is_yaml_in_which_every_setting_has_its_reason(tmp_path):
     assert "# T1, T2, FLAIR\nin_channels: 3\n" in text
     assert "# background, oedema, core\nnum_classes: 3\n" in text
     assert text.startswith("# Boxes, derived by")
-    assert isinstance(yaml.safe_load(text)["training_range"]["percentile_99"][2][1], float)
+    assert isinstance(yaml.safe_load(text)["training_range"]["intensity_percentiles"][2][1][0], float)
 
 
 def test_a_class_that_never_occurs_and_empty_labels_are_told(tmp_path):

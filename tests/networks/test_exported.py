@@ -15,7 +15,9 @@ from scripts.networks.exported import load_exported
 from tests.conftest import ROOT, SMALL
 
 CONFIGS = ROOT / "configs"
-NETWORK = {key: SMALL[key] for key in ("num_classes", "roi_size", "network_size")}
+NETWORK = {
+    key: SMALL[key] for key in SMALL.keys() & ConfigParser.load_config_file(str(CONFIGS / "inference.json")).keys()
+}
 FILES = {"meta_file": str(CONFIGS / "metadata.json"), "config_file": str(CONFIGS / "inference.json")}
 
 
