@@ -3,8 +3,10 @@
 import numpy as np
 import pytest
 import torch
+from monai.data import MetaTensor
+from monai.transforms import ScaleIntensityRangePercentilesd
 
-from scripts.data.percentiles import percentiles, scale_by_percentiles
+from scripts.data.percentiles import ScaleByPercentilesd, percentiles, scale_by_percentiles
 
 NUMBERS = {
     "skewed": lambda rng, n: rng.gamma(2, 30, n),
@@ -43,3 +45,15 @@ def test_where_both_percentiles_agree_what_is_above_becomes_1():
     scaled = scale_by_percentiles(crop)
     assert scaled[0, 0, 0, :4].tolist() == [1, 0, 1, 0]
     assert scaled.sum() == 2
+
+
+def test_the_transform_is_monais_with_its_metadata_kept():
+    values = torch.rand(2, 20, 21, 22, generator=torch.Generator().manual_seed(0)) ** 3
+    volume = MetaTensor(values, affine=2 * torch.eye(4, dtype=torch.float64), meta={"filename_or_obj": "a.nii"})
+    monai = ScaleIntensityRangePercentilesd("image", 1, 99.9, 0.0, 1.0, clip=True, channel_wise=True)
+    expected = monai({"image": volume.clone()})["image"]
+    found = ScaleByPercentilesd("image")({"image": volume, "label": 3})
+    torch.testing.assert_close(found["image"].as_tensor(), expected.as_tensor(), rtol=0, atol=1e-6)
+    assert found["image"].meta["filename_or_obj"] == "a.nii"
+    assert torch.equal(found["image"].affine, volume.affine)
+    assert found["label"] == 3
