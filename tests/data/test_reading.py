@@ -123,9 +123,10 @@ def test_a_dicom_series_equals_nifti_whatever_its_files_are_called(tmp_path):
 
 
 def test_text_files_are_read_as_before_after_a_dicom_series(tmp_path):
-    former = locale.setlocale(locale.LC_ALL)
-    read_volume(write_series(tmp_path / "series"))
-    assert locale.setlocale(locale.LC_ALL) == former
+    folder = write_series(tmp_path / "series")
+    utf8 = locale.setlocale(locale.LC_ALL, "C.UTF-8")
+    read_volume(folder)
+    assert locale.setlocale(locale.LC_ALL) == utf8
 
 
 def test_a_dicom_folder_of_two_series_is_refused(tmp_path):
