@@ -2,6 +2,8 @@
 
 import importlib.util
 import json
+import locale
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -26,6 +28,14 @@ SMALL = {
     "num_workers": 0,
     "max_epochs": 1,
 }
+
+
+@pytest.fixture(autouse=True)
+def kept_locale() -> Iterator[None]:
+    """GDCM, by which tests write DICOM, leaves the C locale behind, in which every text file is taken for ASCII."""
+    former = locale.setlocale(locale.LC_ALL)
+    yield
+    locale.setlocale(locale.LC_ALL, former)
 
 
 @pytest.fixture(scope="session")

@@ -1,11 +1,9 @@
 """Reading a volume from a file or a DICOM folder: the one way in for every workflow."""
 
 import itertools
-import locale
 import logging
 import zlib
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -92,8 +90,7 @@ def read_header(path: str | Path) -> Header:
         raise VolumeError(path, "there is no such file")
     try:
         if volume_suffix(path) in ITK_SUFFIXES or Path(path).is_dir():
-            with _kept_locale():
-                header = _itk_header(path)
+            header = _itk_header(path)
         else:
             header = _nifti_header(path, nib.load(path))
     except VolumeError:
@@ -123,8 +120,7 @@ def read_volume(path: str | Path, header: Header | None = None) -> MetaTensor:
         logger.warning("%s: %s", path, warning)
     try:
         if volume_suffix(path) in ITK_SUFFIXES or Path(path).is_dir():
-            with _kept_locale():
-                array = _itk_voxels(header)
+            array = _itk_voxels(header)
         else:
             array = np.asanyarray(nib.load(path).dataobj, dtype=np.float32)
         channels_last = array.reshape(*header.shape, header.channels)  # drops axes of 1
@@ -214,16 +210,6 @@ def _form_warnings(image: nib.Nifti1Pair, shape: Sequence[int]) -> tuple[str, ..
 
 
 # MetaImage, NRRD and DICOM, by ITK; it is large, so it is imported where such a file is met
-
-
-@contextmanager
-def _kept_locale() -> Iterator[None]:
-    """Undo that GDCM leaves the C locale behind, in which Python takes every text file for ASCII."""
-    former = locale.setlocale(locale.LC_ALL)
-    try:
-        yield
-    finally:
-        locale.setlocale(locale.LC_ALL, former)
 
 
 def _itk_header(path: str | Path) -> Header:

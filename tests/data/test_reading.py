@@ -1,6 +1,5 @@
 """Every format, type and header is read as one kind of volume, or refused with its path and reason."""
 
-import locale
 import logging
 from pathlib import Path
 
@@ -120,12 +119,6 @@ def test_a_dicom_series_equals_nifti_whatever_its_files_are_called(tmp_path):
                  ((VALUES.astype(np.float32), AFFINE), (volume[0].numpy(), volume.affine.numpy()))]  # fmt: skip
     np.testing.assert_array_equal(canonical[0].get_fdata(), canonical[1].get_fdata())
     np.testing.assert_allclose(canonical[0].affine, canonical[1].affine, atol=1e-4)
-
-
-def test_text_files_are_read_as_before_after_a_dicom_series(tmp_path):
-    former = locale.setlocale(locale.LC_ALL)
-    read_volume(write_series(tmp_path / "series"))
-    assert locale.setlocale(locale.LC_ALL) == former
 
 
 def test_a_dicom_folder_of_two_series_is_refused(tmp_path):
