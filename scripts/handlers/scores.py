@@ -74,7 +74,7 @@ class SegmentationScores:
             self.scores += scores
             (mean,) = case_means(scores)
             kept = [dice for dice, _ in self.worst]
-            if not np.isnan(mean.dice) and (len(kept) < self.num_pictures or mean.dice < max(kept)):
+            if not np.isnan(mean.dice) and (len(kept) < self.num_pictures or mean.dice < max(kept, default=-np.inf)):
                 title = f"{mean.case}: mean Dice {mean.dice:.3f}"
                 planes = take_planes(title, read_volume(path)[0].numpy(), [truth, prediction], spacing)
                 self.worst = worst_rows([*self.worst, (mean.dice, planes)], self.num_pictures)
@@ -131,7 +131,7 @@ class ClassificationScores:
             case = Classified(name, label, probabilities[index].tolist())
             self.cases.append(case)
             share = case.probabilities[label]
-            if len(self.worst) < self.num_pictures or share < max(kept for kept, _ in self.worst):
+            if len(self.worst) < self.num_pictures or share < max((kept for kept, _ in self.worst), default=-np.inf):
                 title = f"{name}: {self.classes[label]}, with probability {share:.3f}"
                 planes = take_planes(title, batch["image"][index, 0].cpu().numpy(), [])
                 self.worst = worst_rows([*self.worst, (share, planes)], self.num_pictures)

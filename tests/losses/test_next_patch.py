@@ -176,6 +176,11 @@ def train_on_half(rank: int, folder: str) -> None:
         "metric": torch.tensor(pooled([(prediction, image, prefix)])),
     }
     torch.save(result, Path(folder) / f"rank{rank}.pt")
+    del (
+        network,
+        prediction,
+        loss,
+    )  # first: whoever frees the group's last owner while it holds Python's lock waits for its threads for ever
     dist.destroy_process_group()
 
 

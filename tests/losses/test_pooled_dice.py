@@ -46,6 +46,10 @@ def train_on_half(rank: int, folder: str) -> None:
     loss = PooledDiceCELoss()(network(features), label)
     loss.backward()
     torch.save({"loss": loss.detach(), "gradient": network.module.weight.grad}, Path(folder) / f"rank{rank}.pt")
+    del (
+        network,
+        loss,
+    )  # first: whoever frees the group's last owner while it holds Python's lock waits for its threads for ever
     dist.destroy_process_group()
 
 
