@@ -93,7 +93,10 @@ class SegmentationScores:
         evaluator.state.metrics["mean_dice"] = float(np.mean(means))
         if idist.get_rank() == 0:
             summary = write_scores(self.folder, scores)
-            picture_page(self.folder / "worst.png", [planes for _, planes in worst], "truth solid, prediction dashed")
+            if worst:
+                picture_page(
+                    self.folder / "worst.png", [planes for _, planes in worst], "truth solid, prediction dashed"
+                )
             logger.info("scores of %d cases in %s\n%s", len(means), self.folder, "\n".join(summary_lines(summary)))
 
 
@@ -160,7 +163,10 @@ class ClassificationScores:
         columns = ["true class", *(f"predicted {name}" for name in self.classes)]
         counts = [[name, *matrix[index].tolist()] for index, name in enumerate(self.classes)]
         write_table(self.folder / "confusion.csv", columns, (dict(zip(columns, row, strict=True)) for row in counts))
-        picture_page(self.folder / "worst.png", [planes for _, planes in worst], "least probability for the true class")
+        if worst:
+            picture_page(
+                self.folder / "worst.png", [planes for _, planes in worst], "least probability for the true class"
+            )
         lines = [f"{row['class']:<20} AUC {row['auc']:.3f}, recall {row['recall']:.3f}" for row in summary]
         accuracy = f"accuracy {summary[-1]['accuracy']:.3f}"
         logger.info("scores of %d cases in %s\n%s\n%s", len(cases), self.folder, "\n".join(lines), accuracy)
