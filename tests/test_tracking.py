@@ -27,7 +27,7 @@ def test_training_pretraining_and_evaluation_are_recorded(task, small_overlay, t
     run(names, small_overlay, "evaluation", output_dir=str(tmp_path / "c"), weights_file=weights, **common)
     recorded = [recorded_metrics(tmp_path / folder / "mlruns.db") for folder in "abc"]
     assert {"train_loss", "val_loss"} <= recorded[0]
-    assert {"train_loss", "mean_dice"} <= recorded[1]
+    assert {"train_loss", "val_mean_dice"} <= recorded[1]
     assert "mean_dice" in recorded[2]
 
 
