@@ -28,7 +28,6 @@ from scripts.precision import PRECISIONS
 logger = logging.getLogger(__name__)
 
 POOL = 4  # voxels: foreground is looked for in means over cubes of this side, so that noise in air is none
-MARGIN = 8  # voxels around the foreground
 NOTHING = -100.0  # logit of every class but the background where no window was: its probability is 0
 
 Network = Callable[[Tensor], Tensor]
@@ -178,21 +177,14 @@ class WindowInferer(Inferer):
         """Windows by their first voxel along ``axis``, in order; those without foreground are left out."""
         size = image.shape[1:]
         filled = self._filled_cubes(image)
-        box = _enclosing_box(filled, size, self.roi_size)
-        sizes = [stop - start for start, stop in box]
         steps = [  # MONAI's scan interval
-            n if n == roi else max(int(roi * (1 - self.overlap)), 1)
-            for n, roi in zip(sizes, self.roi_size, strict=True)
+            n if n == roi else max(int(roi * (1 - self.overlap)), 1) for n, roi in zip(size, self.roi_size, strict=True)
         ]
         layers: dict[int, list[Window]] = {}
-        for crop in dense_patch_slices(sizes, self.roi_size, steps):
-            window = tuple(s.start + start for s, (start, _) in zip(crop, box, strict=True))
-            layer = layers.setdefault(window[axis], [])
-            cubes = tuple(
-                slice(w // POOL, math.ceil((w + roi) / POOL)) for w, roi in zip(window, self.roi_size, strict=True)
-            )
-            if filled[cubes].any():
-                layer.append(window)
+        for crop in dense_patch_slices(size, self.roi_size, steps):
+            layer = layers.setdefault(crop[axis].start, [])
+            if filled[tuple(slice(s.start // POOL, math.ceil(s.stop / POOL)) for s in crop)].any():
+                layer.append(tuple(s.start for s in crop))
         return sorted(layers.items())
 
     def _filled_cubes(self, image: Tensor) -> Tensor:
@@ -281,16 +273,3 @@ class _Sums:
 def _crop(window: Window, roi_size: Sequence[int]) -> tuple[slice, ...]:
     """The window in an array ``(C, X, Y, Z)``."""
     return (slice(None), *(slice(w, w + roi) for w, roi in zip(window, roi_size, strict=True)))
-
-
-def _enclosing_box(filled: Tensor, size: Sequence[int], roi_size: Sequence[int]) -> list[tuple[int, int]]:
-    """First and last voxel along each axis around the filled cubes, with a margin, at least a window wide."""
-    box = []
-    for axis, (n, roi) in enumerate(zip(size, roi_size, strict=True)):
-        along = filled.amax(dim=[a for a in range(3) if a != axis]).nonzero()
-        start, stop = max(int(along[0]) * POOL - MARGIN, 0), min((int(along[-1]) + 1) * POOL + MARGIN, n)
-        short = max(roi - (stop - start), 0)
-        start = max(start - math.ceil(short / 2), 0)
-        stop = min(max(stop, start + roi), n)
-        box.append((max(min(start, stop - roi), 0), stop))
-    return box
