@@ -1,6 +1,5 @@
 """One vector per volume from frozen pretrained weights: for retrieval, clustering, or a small classifier on top."""
 
-import csv
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from scripts.data.datalists import Case
 from scripts.data.reading import VolumeError
 from scripts.data.sequences.crops import CropReader
 from scripts.data.volumes import resampled
+from scripts.files import whole_file, write_rows
 from scripts.networks import PretrainingNetwork
 
 
@@ -100,19 +100,10 @@ def write_embeddings(
         vectors.append(vector.numpy())
     if not vectors:
         raise ValueError(f"none of the {len(scans)} volumes can be used; the first: {lines[1][1]}: {lines[1][2]}")
-    folder = Path(output_dir)
-    folder.mkdir(parents=True, exist_ok=True)
-    table, array = folder / "embeddings.csv", folder / "embeddings.npy"
-    temporary = folder / ".embeddings.tmp"
-    try:
-        with temporary.open("w", newline="", encoding="utf-8") as stream:
-            csv.writer(stream).writerows(lines)
-        temporary.replace(table)
-        with temporary.open("wb") as stream:
-            np.save(stream, np.stack(vectors))
-        temporary.replace(array)
-    finally:
-        temporary.unlink(missing_ok=True)
+    table, array = Path(output_dir) / "embeddings.csv", Path(output_dir) / "embeddings.npy"
+    write_rows(table, lines)
+    with whole_file(array) as temporary:
+        np.save(temporary, np.stack(vectors))
     if len(vectors) < len(scans):
         print(f"{len(scans) - len(vectors)} of {len(scans)} volumes have no embedding: see {table}")
     return array

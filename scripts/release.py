@@ -12,6 +12,8 @@ import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from scripts.files import whole_file
+
 ROOT = Path(__file__).parents[1]
 LEFT_OUT = ("tests/", ".ci/", ".github/", ".git", "pyproject.toml")  # beginnings of paths
 EPOCH = (1980, 1, 1, 0, 0, 0)  # the earliest date a zip can hold
@@ -41,17 +43,11 @@ def write_bundle(folder: Path, root: Path = ROOT) -> Path:
     """
     version = json.loads((root / "configs/metadata.json").read_text(encoding="utf-8"))["version"]
     target = folder / f"digar_v{version}.zip"
-    folder.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.tmp")
-    try:
-        with zipfile.ZipFile(temporary, "w") as archive:
-            for name in bundle_files(root):
-                entry = zipfile.ZipInfo(f"digar/{name}", EPOCH)
-                entry.external_attr = 0o644 << 16  # readable after unpacking
-                archive.writestr(entry, (root / name).read_bytes(), zipfile.ZIP_DEFLATED)
-        temporary.replace(target)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with whole_file(target) as temporary, zipfile.ZipFile(temporary, "w") as archive:
+        for name in bundle_files(root):
+            entry = zipfile.ZipInfo(f"digar/{name}", EPOCH)
+            entry.external_attr = 0o644 << 16  # readable after unpacking
+            archive.writestr(entry, (root / name).read_bytes(), zipfile.ZIP_DEFLATED)
     return target
 
 

@@ -355,20 +355,24 @@ def test_a_mistyped_option_is_refused_on_the_command_line(small_overlay: str, tm
     assert result.stderr.strip().splitlines()[-1].endswith("did you mean --dataset_dir?")
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("config", ["train.json", "pretrain.yaml"])
-def test_two_processes_train_on_one_machine(config: str, task: Path, small_overlay: str, tmp_path: Path) -> None:
-    run_id = "pretraining" if config == "pretrain.yaml" else "training"
-    command = [
-        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2",
-        "-m", "monai.bundle", "run", run_id,
-        "--config_file", f"['configs/{config}','configs/multi_gpu_train.json','{small_overlay}']",
-        "--dataset_dir", str(task), "--output_dir", str(tmp_path), "--weights_file", str(tmp_path / "model.pt"),
-        "--validation_share", "0.4",
-    ]  # fmt: skip
+def run_in_two_processes(*arguments: str) -> None:
+    """The bundle's command under torchrun; it must end with 0."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    command += ["-m", "monai.bundle", "run", *arguments]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr[-3000:]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("config", ["train.json", "pretrain.yaml"])
+def test_two_processes_train_on_one_machine(config: str, task: Path, small_overlay: str, tmp_path: Path) -> None:
+    run_in_two_processes(
+        "pretraining" if config == "pretrain.yaml" else "training",
+        "--config_file", f"['configs/{config}','configs/multi_gpu_train.json','{small_overlay}']",
+        "--dataset_dir", str(task), "--output_dir", str(tmp_path), "--weights_file", str(tmp_path / "model.pt"),
+        "--validation_share", "0.4",
+    )  # fmt: skip
     assert (tmp_path / "model.pt").is_file()
     assert not (tmp_path / "former").exists()
     weights = torch.load(tmp_path / "model.pt", weights_only=True)
@@ -377,16 +381,12 @@ def test_two_processes_train_on_one_machine(config: str, task: Path, small_overl
 
 @pytest.mark.slow
 def test_two_processes_evaluate_into_one_table(task: Path, small_overlay: str, trained: Path, tmp_path: Path) -> None:
-    command = [
-        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2",
-        "-m", "monai.bundle", "run", "--config_file",
+    run_in_two_processes(
+        "--config_file",
         f"['configs/train.json','configs/evaluate.json','configs/multi_gpu_train.json','{small_overlay}']",
         "--dataset_dir", str(task), "--output_dir", str(tmp_path), "--weights_file", str(trained / "model.pt"),
         "--part", "all",
-    ]  # fmt: skip
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
-    assert result.returncode == 0, result.stderr[-3000:]
+    )  # fmt: skip
     with (tmp_path / "cases.csv").open(newline="") as stream:
         rows = list(csv.DictReader(stream))
     assert [row["case"] for row in rows if row["label"] == "mean"] == [f"phantom_{n:05d}" for n in range(5)]

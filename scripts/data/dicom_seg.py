@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from scripts.data.datalists import GRID_TOLERANCE_MM
 from scripts.data.reading import Header, VolumeError, read_header, series_files
-from scripts.data.writing import whole_file
+from scripts.files import whole_file
 from scripts.inference.inputs import find_cases
 from scripts.report.pictures import COLOURS
 

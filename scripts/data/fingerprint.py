@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from scripts.data.datalists import Case, check_cases, labelled_cases, read_task
 from scripts.data.reading import read_volume
+from scripts.files import whole_file
 from scripts.inference.checks import intensity_percentiles
 from scripts.inference.training_range import span
 
@@ -283,10 +284,8 @@ def fingerprint(dataset_dir: str | Path, output: str | Path, memory: float = 4.0
     notes = [f"WARNING: {note}" for note in warnings_about(facts, names)]
     title = f"{task.get('name', Path(dataset_dir).name)}, derived by scripts.data.fingerprint; edit as you like"
     found = [*describe(facts), *notes]
-    output.parent.mkdir(parents=True, exist_ok=True)
-    temporary = output.with_name(f".{output.name}.tmp")
-    temporary.write_text(to_yaml(settings, [title, *found]), encoding="utf-8")
-    temporary.replace(output)
+    with whole_file(output) as temporary:
+        temporary.write_text(to_yaml(settings, [title, *found]), encoding="utf-8")
     derived = [f"{s.name}: {json.dumps(s.value)}\n    {s.reason}" for s in settings]
     return [*found, "", *derived, "", *commands(dataset_dir, output)]
 

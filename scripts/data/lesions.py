@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from scripts.data.datalists import labelled_cases
 from scripts.data.reading import read_volume
+from scripts.files import write_rows
 
 UNKNOWN_TYPE = "-1"
 CENTRE = ("x", "y", "z")
@@ -108,14 +109,7 @@ def write_lesion_table(task: str | Path, table: str | Path) -> int:
         ]
     if not rows:
         raise ValueError(f"{task}: no label holds a component of {SMALLEST_MM3:g} mm3")
-    file.parent.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_name(f".{file.name}.tmp")
-    try:
-        with temporary.open("w", newline="", encoding="utf-8") as stream:
-            csv.writer(stream).writerows([("patient", "file", "type", *CENTRE), *rows])
-        temporary.replace(file)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_rows(file, [("patient", "file", "type", *CENTRE), *rows])
     return len(rows)
 
 

@@ -8,7 +8,6 @@ writes ``FOLDER/studies`` (BraTS layout: a folder per study, t1n, t1c, t2w, t2f 
 """
 
 import argparse
-import csv
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +16,7 @@ from tqdm import tqdm
 
 from scripts.data.lesions import BOX, UNKNOWN_TYPE
 from scripts.data.phantoms import LABELS, NOISE, Study, make_study, write_volume
+from scripts.files import write_rows
 
 # Intensity of background, ellipsoid, tube, shell, landmark, twin_near and twin_far in each contrast; tissue comes last
 CONTRASTS = {
@@ -67,8 +67,7 @@ def write_lesions(folder: str | Path, patients: int, seed: int = 0) -> Path:
             found = np.argwhere(study.label == LABELS[organ])
             rows.append((f"{patient:06d}", file, lesion_type, *found.min(axis=0), *found.max(axis=0)))
     table = Path(folder) / "lesions.csv"
-    with table.open("w", newline="", encoding="utf-8") as stream:
-        csv.writer(stream).writerows([("patient", "file", "type", *BOX), *rows])
+    write_rows(table, [("patient", "file", "type", *BOX), *rows])
     return table
 
 

@@ -5,7 +5,6 @@ channel: ``intensity = offset + step * q``. The step is a power of two, so that 
 otherwise an intensity is rounded by at most half a step, 1/65,000 of the scan's range.
 """
 
-import csv
 import hashlib
 import json
 import logging
@@ -27,6 +26,7 @@ from tqdm import tqdm
 
 from scripts.data.percentiles import percentiles
 from scripts.data.reading import VolumeError, read_volume
+from scripts.files import write_rows
 
 FORMAT = 1  # part of a copy's name: a new format never reads old copies
 OUTLIER_WIDTHS = 8  # intensities farther from the percentiles than so many of their distances are clipped
@@ -269,7 +269,7 @@ def prepare_volumes(
     rows = [(path, problems[path]) for path in paths if path in problems]
     rows += [(case_files(case)[0], reason) for case in cases if (reason := grids_differ(case, store))]
     if rank == 0:
-        write_report(report_file, rows)
+        write_rows(report_file, [("path", "reason"), *rows])
     if rows:
         logger.warning(f"{len(rows)} of {len(paths)} scans are left out, see {report_file}")
     if len(problems) > max_unreadable_share * len(paths):
@@ -299,19 +299,6 @@ def grids_differ(case: Case, store: VolumeStore) -> str | None:
         if grid.shape != first.shape or apart > GRID_TOLERANCE_MM:
             return f"its study is left out: {path} lies on another grid; register and resample it to this scan"
     return None
-
-
-def write_report(path: str | Path, rows: Sequence[tuple[str, str]]) -> None:
-    """Write the CSV of scans that cannot be used, to a temporary name that is renamed."""
-    file = Path(path)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_name(f".{file.name}.tmp")
-    try:
-        with temporary.open("w", newline="", encoding="utf-8") as stream:
-            csv.writer(stream).writerows([("path", "reason"), *rows])
-        temporary.replace(file)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _about(copy: Path) -> dict[str, Any] | None:

@@ -1,31 +1,12 @@
 """Writing masks in the grid of their image: whole or not at all."""
 
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 
 from scripts.data.reading import NIFTI_SUFFIXES, volume_suffix
-
-
-@contextmanager
-def whole_file(target: str | Path) -> Iterator[Path]:
-    """A temporary name beside the target, renamed when the block ends, removed when it fails.
-
-    Raises:
-        OSError: the folder cannot be written, or the disk is full.
-    """
-    target = Path(target)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{os.getpid()}.tmp.{target.name}")  # the ending tells nibabel to compress
-    try:
-        yield temporary
-        temporary.replace(target)
-    finally:
-        temporary.unlink(missing_ok=True)
+from scripts.files import whole_file
 
 
 def write_mask(path: str | Path, mask: np.ndarray, image_path: str | Path, affine: np.ndarray) -> None:

@@ -26,7 +26,8 @@ from ignite.engine import Engine
 from monai.data import Dataset, MetaTensor
 
 from scripts.data.reading import VolumeError
-from scripts.data.writing import whole_file, write_mask
+from scripts.data.writing import write_mask
+from scripts.files import whole_file
 from scripts.inference.checks import WARNINGS, TooLargeError
 from scripts.inference.grids import CanonicalAxes
 from scripts.inference.inputs import Case

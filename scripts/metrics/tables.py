@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from scripts.files import whole_file
 from scripts.metrics.segmentation import METRICS, Score
 
 MEAN = "mean"  # stands as a label for the mean over a case's labels
@@ -94,18 +95,11 @@ def summary_lines(summary: Sequence[dict[str, Any]]) -> list[str]:
 
 def write_table(path: str | Path, columns: Sequence[str], rows: Iterable[dict[str, Any]]) -> None:
     """Write a CSV file, to a temporary name that is renamed; its folder is made. NaN becomes an empty field."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        with temporary.open("w", newline="", encoding="utf-8") as stream:
-            writer = csv.DictWriter(stream, columns)
-            writer.writeheader()
-            for row in rows:
-                writer.writerow({key: _field(value) for key, value in row.items()})
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with whole_file(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as stream:
+        writer = csv.DictWriter(stream, columns)
+        writer.writeheader()
+        for row in rows:
+            writer.writerow({key: _field(value) for key, value in row.items()})
 
 
 def _field(value: Any) -> Any:

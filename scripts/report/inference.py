@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from scripts.data.writing import whole_file
+from scripts.files import whole_file
 from scripts.inference.journal import Outcome
 from scripts.report.page import report_page
 

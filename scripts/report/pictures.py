@@ -8,6 +8,8 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
+from scripts.files import whole_file
+
 COLOURS = matplotlib.colormaps["tab10"].colors
 
 
@@ -104,11 +106,5 @@ def picture_page(path: str | Path, rows: Sequence[Planes], title: str) -> None:
 
 def save_figure(figure: Figure, path: str | Path) -> None:
     """Write a figure as PNG, to a temporary name that is renamed; its folder is made."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
+    with whole_file(path) as temporary:
         figure.savefig(temporary, dpi=90, format="png")
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)

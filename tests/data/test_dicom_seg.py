@@ -99,7 +99,7 @@ def test_every_voxel_of_a_segment_lies_where_the_mask_has_it(study: Study, axes:
         distance, nearest = cKDTree(expected).query(written)
         assert distance.max() < 0.01
         assert len(set(nearest)) == len(expected)
-    assert not list(tmp_path.glob("*.tmp"))
+    assert not list(tmp_path.rglob("*.tmp*"))
 
 
 def test_segments_bear_the_names_and_codes_of_the_metadata(study: Study, tmp_path: Path) -> None:

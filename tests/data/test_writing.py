@@ -7,7 +7,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from scripts.data.writing import whole_file, write_mask
+from scripts.data.writing import write_mask
 
 AFFINE = np.array([[0.0, -1.5, 0, 10], [2.0, 0, 0, -20], [0, 0, 3.0, 5], [0, 0, 0, 1]])
 VALUES = np.random.default_rng(0).integers(0, 3, (4, 5, 6)).astype(np.uint8)
@@ -40,13 +40,6 @@ def test_an_interrupted_write_leaves_what_was_there(error, former, tmp_path, mon
     with pytest.raises(type(error)):
         write_mask(target, VALUES, "a.mha", AFFINE)
     assert [file.read_bytes() for file in tmp_path.iterdir()] == ([former] if former else [])
-
-
-def test_while_a_file_is_written_nothing_is_under_its_name(tmp_path):
-    with whole_file(tmp_path / "ward/report.csv") as temporary:
-        temporary.write_text("half")
-        assert not (tmp_path / "ward/report.csv").exists()
-    assert [file.name for file in (tmp_path / "ward").iterdir()] == ["report.csv"]
 
 
 @pytest.mark.parametrize(("sform", "qform"), list(itertools.product((0, 1, 2, 4), (0, 1, 3))))
