@@ -127,7 +127,7 @@ def case_name(path: str | Path) -> str:
     return name[: len(name) - len(volume_suffix(name) or "")]
 
 
-def split_cases(cases: Sequence[Case], validation_share: float, seed: int, part: str) -> list[Case]:
+def split_cases(cases: Sequence[Case], validation_share: float, seed: int, part: str, fold: int = 0) -> list[Case]:
     """The training or the validation part of the cases, drawn by case with a fixed seed.
 
     Args:
@@ -135,26 +135,30 @@ def split_cases(cases: Sequence[Case], validation_share: float, seed: int, part:
         validation_share: share held out, in [0, 1); at least one case where it is positive.
         seed: draws the split; the same for pretraining and fine-tuning keeps held-out images unseen in both.
         part: ``training``, ``validation`` or ``all``.
+        fold: which share of the shuffled cases is held out: 0, 1, ... below ``1 / validation_share``. With a share of
+            0.2 every case is held out in one of five folds.
 
     Raises:
-        ValueError: the share or the part is not one of these, or nothing is left to train on.
+        ValueError: the share, the fold or the part is not one of these, or nothing is left to train on.
     """
     if not 0 <= validation_share < 1:
         raise ValueError(f"validation_share {validation_share} must be at least 0 and below 1")
     if part == "all":
         return list(cases)
+    if fold < 0 or (fold and not 0 < (fold + 1) * validation_share < 1 + 1e-9):
+        raise ValueError(f"fold {fold}: with validation_share {validation_share} there is no such fold")
     order = list(range(len(cases)))
     random.Random(seed).shuffle(order)
-    held_out = max(round(len(cases) * validation_share), 1) if validation_share > 0 else 0
-    if held_out >= len(cases):
+    first, end = (round(len(cases) * validation_share * number) for number in (fold, fold + 1))
+    held_out = set(order[first : max(end, first + 1)]) if validation_share else set()
+    if len(held_out) >= len(cases):
         raise ValueError(
             f"{len(cases)} cases and validation_share {validation_share} leave none to train on: "
             "add cases, or pass --validation_share 0"
         )
-    parts = {"validation": sorted(order[:held_out]), "training": sorted(order[held_out:])}
-    if part not in parts:
+    if part not in ("training", "validation"):
         raise ValueError(f"part {part!r} must be training, validation or all")
-    return [cases[i] for i in parts[part]]
+    return [case for i, case in enumerate(cases) if (i in held_out) == (part == "validation")]
 
 
 def label_subset(cases: Sequence[Case], label_ratio: float, seed: int) -> list[Case]:
@@ -178,6 +182,7 @@ def labelled_part(
     part: str,
     label_ratio: float = 1.0,
     label_seed: int = 0,
+    fold: int = 0,
 ) -> list[Case]:
     """The labelled cases of an MSD task that a run works on.
 
@@ -189,13 +194,15 @@ def labelled_part(
         part: ``training``, ``validation`` or ``all``.
         label_ratio: share of the part that is used; see :func:`label_subset`.
         label_seed: draws that share, apart from the split, so that several draws keep the same cases held out.
+        fold: which share is held out; see :func:`split_cases`.
 
     Raises:
         FileNotFoundError: see :func:`labelled_cases`.
         ValueError: see these functions and :func:`check_label_names`.
     """
     check_label_names(dataset_dir, num_classes)
-    return label_subset(split_cases(labelled_cases(dataset_dir), validation_share, seed, part), label_ratio, label_seed)
+    cases = split_cases(labelled_cases(dataset_dir), validation_share, seed, part, fold)
+    return label_subset(cases, label_ratio, label_seed)
 
 
 def check_label_names(dataset_dir: str | Path, num_classes: int) -> None:

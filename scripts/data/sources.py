@@ -43,17 +43,17 @@ def pretraining_cases(
     return cases
 
 
-def split_by_patient(cases: Sequence[Case], validation_share: float, seed: int, part: str) -> list[Case]:
+def split_by_patient(cases: Sequence[Case], validation_share: float, seed: int, part: str, fold: int = 0) -> list[Case]:
     """The training or the validation part of pretraining cases: one patient is never in both, whatever the kinds.
 
     Cases belong to one patient where they share a file or a patient's name. Scans are split first, exactly as
     :func:`split_cases` splits them in fine-tuning; then the patients that only studies have, then those of lesions.
 
     Args:
-        cases, validation_share, seed, part: see :func:`split_cases`.
+        cases, validation_share, seed, part, fold: see :func:`split_cases`.
     """
     if part == "all" or not 0 <= validation_share < 1:
-        return split_cases(cases, validation_share, seed, part)
+        return split_cases(cases, validation_share, seed, part, fold)
     patients = _patients(cases)
     validation: set[str] = set()
     decided: set[str] = set()
@@ -61,7 +61,7 @@ def split_by_patient(cases: Sequence[Case], validation_share: float, seed: int, 
         names = dict.fromkeys(name for name, case in zip(patients, cases, strict=True) if case["kind"] == kind)
         undecided = [{"patient": name} for name in names if name not in decided]
         if len(undecided) > 1 or (undecided and not decided):
-            held_out = split_cases(undecided, validation_share, seed, "validation")
+            held_out = split_cases(undecided, validation_share, seed, "validation", fold)
             validation.update(case["patient"] for case in held_out)
         decided.update(names)
     return [case for name, case in zip(patients, cases, strict=True) if (name in validation) == (part == "validation")]

@@ -206,6 +206,22 @@ def test_a_validation_share_out_of_range_is_refused(part, share):
         split_cases(CASES, share, 0, part)
 
 
+@pytest.mark.parametrize(("number", "share"), [(20, 0.2), (195, 0.2), (7, 0.25), (11, 1 / 3)])
+def test_over_the_folds_every_case_is_held_out_once(number, share):
+    cases = [{"image": str(n)} for n in range(number)]
+    folds = [split_cases(cases, share, 5, "validation", fold) for fold in range(round(1 / share))]
+    assert sorted((case for fold in folds for case in fold), key=cases.index) == cases
+    for fold, held_out in enumerate(folds):
+        training = split_cases(cases, share, 5, "training", fold)
+        assert sorted(training + held_out, key=cases.index) == cases
+
+
+@pytest.mark.parametrize(("share", "fold"), [(0.2, 5), (0.3, 3), (0.2, -1), (0.0, 1)])
+def test_a_fold_that_does_not_exist_is_refused(share, fold):
+    with pytest.raises(ValueError, match=f"fold {fold}: with validation_share {share}"):
+        split_cases(CASES, share, 0, "training", fold)
+
+
 def test_an_unknown_part_is_refused_with_those_there_are():
     with pytest.raises(ValueError, match="part 'test' must be training, validation or all"):
         split_cases(CASES, 0.2, 0, "test")
