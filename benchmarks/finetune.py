@@ -13,6 +13,7 @@ prints them, with a line for each arm not reached.
 
 import argparse
 import json
+import math
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -26,7 +27,8 @@ from torch import Tensor, nn
 
 from benchmarks.measure import machine_facts, print_machine, print_table, seconds_in_turns
 from scripts.networks.heads import LightHead
-from scripts.networks.transformer import axes
+from scripts.networks.patches import from_patches
+from scripts.networks.transformer import Backbone, axes
 
 ROOT = Path(__file__).resolve().parents[1]
 PRETRAINED = "{output}/pretrained/{name}.pt"  # where `train` looks for the weights of a pretrained arm
@@ -42,6 +44,19 @@ class WithoutTransformer(nn.Module):
     def forward(self, image: Tensor) -> Tensor:
         skips = self.head.stem(image)
         return self.head([torch.zeros_like(skips[-1][:, :1])], skips)
+
+
+class LinearProbe(nn.Module):
+    """Frozen features: a linear layer gives every voxel of a patch its logits from the backbone's last token."""
+
+    def __init__(self, image_size: Sequence[int], patch_size: int, out_channels: int, **backbone: Any) -> None:
+        super().__init__()
+        self.backbone = Backbone(image_size, patch_size, **backbone).requires_grad_(False)
+        self.head = nn.Linear(self.backbone.hidden_size, out_channels * math.prod(self.backbone.patch_size))
+
+    def forward(self, image: Tensor) -> Tensor:
+        tokens = self.backbone.patches_only(self.backbone(image)[-1])
+        return from_patches(self.head(tokens), image.shape[2:], self.backbone.patch_size)
 
 
 class Padded(nn.Module):
@@ -73,6 +88,7 @@ def peer(network: dict[str, Any]) -> dict[str, Any]:
 
 
 CHANNELS = {"in_channels": "@in_channels", "out_channels": "@num_classes"}
+DEFAULT = {"patch_size": 8, "attention": "full+sequence", "gate_init": 0.5}
 FINE = {"patch_size": 4, "dilation": 2}  # tokens of 4^3 voxels
 DYNUNET = {
     "_target_": "monai.networks.nets.DynUNet",
@@ -92,6 +108,17 @@ UNETR = {
     "num_heads": 6,
 }
 SWIN = {"_target_": "monai.networks.nets.SwinUNETR", **CHANNELS, "feature_size": 24}
+PROBE = {
+    "_target_": "benchmarks.finetune.LinearProbe",
+    "image_size": "@roi_size",
+    "patch_size": "@patch_size",
+    "out_channels": "@num_classes",
+    "in_channels": "@in_channels",
+    "size": "@network_size",
+    "attention": "@attention",
+    "dilation": "@dilation",
+    "gate_init": "@gate_init",
+}
 LIGHT = {"_target_": "benchmarks.finetune.WithoutTransformer", **CHANNELS, "feature_size": "@feature_size"}
 
 ARMS: dict[str, dict[str, Any]] = {
@@ -102,10 +129,12 @@ ARMS: dict[str, dict[str, Any]] = {
     "local+grid 0.01": {**FINE, "attention": "local+grid", "gate_init": 0.01},
     "no transformer": peer({**LIGHT, "patch_size": 4}),
     "none 8^3": {"patch_size": 8, "attention": "none"},
-    "full+sequence 8^3": {"patch_size": 8, "attention": "full+sequence", "gate_init": 0.5},
-    "full+sequence 8^3 pretrained": {
-        "patch_size": 8, "attention": "full+sequence", "gate_init": 0.5, "pretrained": "full-sequence",
-    },
+    "full+sequence 8^3": DEFAULT,
+    "full+sequence 8^3 pretrained": {**DEFAULT, "pretrained": "full-sequence"},
+    "full+sequence 8^3 masked": {**DEFAULT, "pretrained": "masked"},
+    "probe 8^3 random": {**DEFAULT, **peer(PROBE)},
+    "probe 8^3 pretrained": {**DEFAULT, **peer(PROBE), "pretrained": "full-sequence", "inherit_gate": True},
+    "probe 8^3 masked": {**DEFAULT, **peer(PROBE), "pretrained": "masked", "inherit_gate": True},
     "no transformer 8^3": peer({**LIGHT, "patch_size": 8}),
     "DynUNet": peer(DYNUNET),
     "UNETR": peer({"_target_": "benchmarks.finetune.Padded", "network": UNETR, "multiple": 16}),

@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import attention, export, finetune, pretrain_data, pretrain_step, resolution, scaling
+from benchmarks import attention, export, finetune, masked, pretrain_data, pretrain_step, resolution, scaling
 from scripts.networks import SegmentationNetwork
+from scripts.networks.patches import from_patches, to_patches
 from scripts.networks.weights import convert_published
 from tests import conftest
 
@@ -168,6 +169,57 @@ def test_without_the_transformer_the_light_head_computes_what_it_does_on_silent_
 def test_a_padded_network_gives_logits_on_the_images_own_grid() -> None:
     image = torch.randn(1, 1, 5, 8, 3)
     assert torch.equal(finetune.Padded(torch.nn.Identity(), 4)(image), image)
+
+
+def test_a_linear_probe_trains_its_head_alone_and_keeps_voxels_in_place() -> None:
+    probe = finetune.LinearProbe(16, 8, 2, size={"hidden_size": 24, "num_layers": 1, "num_heads": 2})
+    assert {n for n, p in probe.named_parameters() if p.requires_grad} == {"head.weight", "head.bias"}
+    torch.nn.init.zeros_(probe.head.weight)
+    probe.head.bias.data = torch.arange(2.0 * 8**3)  # class, then voxel in raster order
+    logits = probe(torch.randn(1, 1, 16, 16, 16))
+    expected = torch.arange(2.0 * 8**3).reshape(2, 8, 8, 8).repeat(1, 2, 2, 2)
+    assert torch.equal(logits[0], expected)
+
+
+# The masked autoencoder
+
+
+@pytest.fixture
+def autoencoder() -> masked.MaskedAutoencoder:
+    torch.manual_seed(0)
+    return masked.MaskedAutoencoder(16, 4, size={"hidden_size": 24, "num_layers": 2, "num_heads": 2}).eval()
+
+
+def test_masked_patches_are_hidden_and_the_loss_counts_them_alone(autoencoder) -> None:
+    image, visible = torch.randn(2, 1, 16, 16, 16), torch.tensor([16, 16])
+    loss = masked.MaskedPatchLoss(autoencoder)
+    prediction = autoencoder(image, visible)
+    assert autoencoder.masked.sum(dim=1).tolist() == [48, 48]
+    where = from_patches(autoencoder.masked[..., None].expand(-1, -1, 64), (16, 16, 16), (4, 4, 4))
+    assert torch.equal(autoencoder(image + where * 5, visible), prediction)
+    assert not torch.equal(autoencoder(image + (1 - where) * 5, visible), prediction)
+
+    errors = []
+    for sample, patches in enumerate(to_patches(image, (4, 4, 4))):
+        for number, patch in enumerate(patches):
+            if autoencoder.masked[sample, number]:
+                target = (patch - patch.mean()) / (patch.var() + 1e-6).sqrt()
+                errors.append((prediction[sample, number] - target).square().mean())
+    assert loss(prediction, (image, visible)).item() == pytest.approx(torch.stack(errors).mean().item(), rel=1e-5)
+    assert loss.patch_error[:, :16].count_nonzero() == 0
+    assert loss.patch_error.sum().item() == pytest.approx(sum(errors).item(), rel=1e-5)
+
+
+def test_masks_are_drawn_anew_in_training_alone(autoencoder) -> None:
+    image, visible = torch.randn(1, 1, 16, 16, 16), torch.tensor([16])
+    fixed = [autoencoder(image, visible) for _ in range(2)]
+    assert torch.equal(*fixed)
+    autoencoder.train()
+    masks = []
+    for _ in range(2):
+        autoencoder(image, visible)
+        masks.append(autoencoder.masked)
+    assert not torch.equal(*masks)
 
 
 # Scaling
