@@ -1,10 +1,16 @@
 """AdamW's parameter groups: layer-wise decay of the rate, the gates' own rate, no weight decay where it harms."""
 
+import logging
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import torch
+from monai.handlers import CheckpointLoader
 from torch import nn
+from torch.optim.lr_scheduler import LambdaLR
+
+logger = logging.getLogger(__name__)
 
 
 def layer_of(name: str, num_layers: int) -> int:
@@ -56,3 +62,24 @@ def build_adamw(
     """Fused AdamW over :func:`parameter_groups`."""
     groups = parameter_groups(network, learning_rate, weight_decay, layer_decay, gate_rate)
     return torch.optim.AdamW(groups, lr=learning_rate, fused=True)
+
+
+def slow_down_retraining(handlers: Sequence[Any], scheduler: LambdaLR, retraining_rate: float) -> None:
+    """Scale the rates so that the head's becomes ``retraining_rate`` where a handler loads the network's weights.
+
+    MONAI Label goes on from the present weights so, with the few cases that were drawn: at the rate for a network that
+    starts anew it would unlearn all others in a few steps.
+
+    Args:
+        handlers: the trainer's.
+        scheduler: of the optimizer that :func:`build_adamw` built.
+        retraining_rate: takes the place of ``learning_rate``.
+    """
+    loaders = [handler for handler in handlers if isinstance(handler, CheckpointLoader)]
+    if not loaders:
+        return
+    factor = retraining_rate / scheduler.optimizer.defaults["lr"]
+    scheduler.base_lrs = [rate * factor for rate in scheduler.base_lrs]
+    for group in scheduler.optimizer.param_groups:
+        group["lr"] *= factor
+    logger.info(f"training goes on from {loaders[0].load_path}: the learning rate is {retraining_rate:g}")

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from ignite.engine import Events
 
 from scripts.networks import PretrainingNetwork
 from tests.helixes import CLASSES, write_archive, write_table
@@ -80,6 +81,19 @@ def test_training_stops_when_validation_no_longer_improves(tmp_path):
     small = overlay(tmp_path, max_epochs=30, patience=2, learning_rate=0.0)
     flow = run(CONFIGS, small, "training", "training", **options(archive, tmp_path))
     assert flow.trainer.state.epoch == 3  # the first sets the mark, two bring nothing
+
+
+def test_a_resumed_training_counts_on_from_the_epochs_without_improvement(tmp_path):
+    archive = write_archive(tmp_path / "a.npz", (4, 4, 2), size=8)
+    ends = []
+    for epochs, resume in ((2, False), (30, True)):
+        small = overlay(tmp_path, max_epochs=30, patience=2, learning_rate=0.0, resume=resume)
+        flow = workflow(CONFIGS, small, "training", "training", **options(archive, tmp_path))
+        flow.initialize()
+        flow.trainer.add_event_handler(Events.EPOCH_COMPLETED(once=epochs), lambda engine: engine.terminate())
+        flow.run()
+        ends.append(flow.trainer.state.epoch)
+    assert ends == [2, 3]
 
 
 def test_a_class_without_a_volume_is_refused_before_training(tmp_path):

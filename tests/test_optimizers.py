@@ -4,10 +4,12 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from monai.handlers import CheckpointLoader
+from monai.optimizers import WarmupCosineSchedule
 from torch import nn
 
 from scripts.networks import ClassificationNetwork, PretrainingNetwork, SegmentationNetwork
-from scripts.optimizers import build_adamw, layer_of, parameter_groups
+from scripts.optimizers import build_adamw, layer_of, parameter_groups, slow_down_retraining
 
 RATE, DECAY, GATE_RATE = 0.01, 0.05, 50.0
 NUM_LAYERS = 4
@@ -136,3 +138,22 @@ def test_a_step_moves_a_gate_faster_than_a_weight_and_decay_leaves_it_alone():
 def test_fixed_gates_are_not_trained():
     network = PretrainingNetwork(8, 4, gate_learnable=False, **BACKBONE)
     assert not any(is_gate(name) for name in settings(network, 0.5))
+
+
+@pytest.mark.parametrize("loads", [False, True])
+def test_where_weights_are_loaded_all_rates_shrink_alike_over_the_whole_schedule(loads, tmp_path):
+    network = NETWORKS["segmentation"]()
+    rates = []
+    for retraining in (False, True):
+        optimizer = build_adamw(network, RATE, DECAY, layer_decay=0.5, gate_rate=GATE_RATE)
+        scheduler = WarmupCosineSchedule(optimizer, warmup_steps=2, t_total=6)
+        if retraining:
+            handlers = [CheckpointLoader(str(tmp_path / "model.pt"), {"model": network})] if loads else []
+            slow_down_retraining([print, *handlers], scheduler, RATE / 10)
+        rates.append([])
+        for _ in range(6):
+            rates[-1].append([group["lr"] for group in optimizer.param_groups])
+            optimizer.step()
+            scheduler.step()
+    expected = torch.tensor(rates[0]) * (0.1 if loads else 1)
+    torch.testing.assert_close(torch.tensor(rates[1]), expected)

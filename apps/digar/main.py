@@ -29,7 +29,6 @@ logger = logging.getLogger(__name__)
 
 NAME = "digar"
 DROPOUT = 0.2
-RETRAINING_RATE = 1e-4  # of AdamW; the config's own rate, for a network that starts anew, unlearns much in a few steps
 
 
 class DigarApp(MONAILabelApp):
@@ -118,17 +117,12 @@ def reorder_label(path: Path, drawn: list[str], labels: dict[str, int]) -> None:
 
 
 class Retraining(BundleTrainTask):
-    """Training that goes on from the present weights, at a rate for few cases; it fails with its cause in a line."""
+    """Training that goes on from the present weights, or anew; it fails with its cause in a line."""
 
     def _load_checkpoint(self, model_pytorch: str, pretrained: bool, train_handlers: list[dict]) -> None:
         """Load the present weights at the start, unless the training shall begin anew, where MONAI Label fails."""
         if pretrained:
             super()._load_checkpoint(model_pytorch, pretrained, train_handlers)
-
-    def _update_overrides(self, overrides: dict[str, Any]) -> dict[str, Any]:
-        if any(handler.get("_target_") == "CheckpointLoader" for handler in overrides["train#handlers"]):
-            overrides["learning_rate"] = RETRAINING_RATE
-        return overrides
 
     def run_single_gpu(self, request: dict[str, Any], overrides: dict[str, Any]) -> None:
         try:

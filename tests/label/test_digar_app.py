@@ -73,7 +73,7 @@ def test_retraining_is_gentle_and_a_failure_says_why(own: Server, tmp_path: Path
     assert own.save_label("case_0").status_code == 200
     task = own.train(max_epochs=1, val_split=0)
     assert task["status"] == "DONE", "\n".join(task["details"])
-    assert "> learning_rate: 0.0001" in own.log.read_text()
+    assert "the learning rate is 0.0001" in own.log.read_text()
     after = np.asarray(own.infer("case_3", tmp_path).dataobj)
     assert (before != after).any()
 
