@@ -145,9 +145,8 @@ def choose_intensity(facts: Sequence[CaseFacts], modalities: Sequence[str]) -> t
                 "b_max": 1.0,
                 "clip": True,
             }, "CT: window of the labelled voxels, 0.5 to 99.5 %"
-    scale = {"_target_": "ScaleIntensityRangePercentilesd", "keys": "image", "lower": 1, "upper": 99.9}
-    reason = "not CT: every image and channel by its own percentiles"
-    return scale | {"b_min": 0.0, "b_max": 1.0, "clip": True, "channel_wise": True}, reason
+    scale = {"_target_": "scripts.data.percentiles.ScaleByPercentilesd", "keys": "image"}
+    return scale, "not CT: every image and channel by its own percentiles, 1 to 99.9"
 
 
 def derive_settings(

@@ -63,8 +63,7 @@ def test_contrasts_become_channels_scaled_each_by_its_own_percentiles(tmp_path):
     config = derive(write_task(tmp_path / "task"), tmp_path / "my.yaml")
     assert (config["in_channels"], config["num_classes"]) == (3, 3)
     assert config["spacing"] == [1.0, 1.0, 2.5]
-    assert config["intensity"]["_target_"] == "ScaleIntensityRangePercentilesd"
-    assert config["intensity"]["channel_wise"] is True
+    assert config["intensity"]["_target_"] == "scripts.data.percentiles.ScaleByPercentilesd"
 
 
 def test_ct_gets_the_window_of_its_labelled_voxels(tmp_path):
