@@ -22,6 +22,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from matplotlib.figure import Figure
 from monai.bundle import ConfigWorkflow
 from torch import Tensor, nn
 
@@ -29,6 +30,7 @@ from benchmarks.measure import machine_facts, print_machine, print_table, second
 from scripts.networks.heads import LightHead
 from scripts.networks.patches import from_patches
 from scripts.networks.transformer import Backbone, axes
+from scripts.report.pictures import save_figure
 
 ROOT = Path(__file__).resolve().parents[1]
 PRETRAINED = "{output}/pretrained/{name}.pt"  # where `train` looks for the weights of a pretrained arm
@@ -275,6 +277,35 @@ def print_rows(output: Path) -> None:
         print_table(f"{minutes:g} minutes, label ratio {ratio:g}", header, cells)
 
 
+def draw_rows(output: Path, picture: Path) -> None:
+    """Mean Dice over the share of labels, a line per arm; bars span the seeds.
+
+    Raises:
+        ValueError: there is no row to draw.
+    """
+    rows = read_rows(output)
+    if not rows:
+        raise ValueError(f"{output} has no rows.jsonl with rows: train something first")
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    plot = figure.add_subplot(xlabel="share of the labelled cases", ylabel="mean Dice", xscale="log")
+    for number, arm in enumerate(arm for arm in ARMS if any(row["arm"] == arm for row in rows)):
+        runs: dict[float, list[float]] = {}
+        for row in rows:
+            if row["arm"] == arm:
+                runs.setdefault(row["label_ratio"] * 1.02**number, []).append(row["dice"])  # beside, not upon another
+        ratios = sorted(runs)
+        means = [statistics.mean(runs[ratio]) for ratio in ratios]
+        spans = [[mean - min(runs[ratio]) for ratio, mean in zip(ratios, means, strict=True)]]
+        spans.append([max(runs[ratio]) - mean for ratio, mean in zip(ratios, means, strict=True)])
+        plot.errorbar(ratios, means, spans, marker="o", markersize=4, capsize=3, label=arm)
+    shares = sorted({row["label_ratio"] for row in rows})
+    plot.set_xticks(shares, [f"{share:g}" for share in shares])
+    plot.minorticks_off()
+    plot.grid(alpha=0.3)
+    plot.legend(fontsize="small")
+    save_figure(figure, picture)
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
@@ -282,6 +313,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         options = commands.add_parser(command)
         options.add_argument("--output", type=Path, required=True, help="folder of the runs and their rows")
         if command == "table":
+            options.add_argument("--picture", type=Path, help="PNG of Dice over the share of labels")
             continue
         options.add_argument("arms", nargs="*", choices=[*ARMS, []], help="all, if none is named")
         options.add_argument("--dataset", required=True, help="folder of an MSD task")
@@ -293,6 +325,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given.output.mkdir(parents=True, exist_ok=True)
     if given.command == "table":
         print_rows(given.output)
+        if given.picture:
+            draw_rows(given.output, given.picture)
     elif given.command == "measure":
         measure(given.arms or list(ARMS), given.dataset, given.output, given.rounds, given.ids)
     else:

@@ -159,6 +159,18 @@ def test_the_table_lists_the_arms_that_were_not_run(comparison, capsys) -> None:
     assert [name for name in finetune.ARMS if "not run" not in lines[name]] == ["none", "no transformer"]
 
 
+def test_the_rows_are_drawn_over_the_share_of_labels(tmp_path) -> None:
+    rows = [
+        {"arm": arm, "label_ratio": ratio, "dice": 0.8 + ratio / 10 + seed / 100}
+        for arm in ("none", "DynUNet") for ratio in (0.05, 1.0) for seed in range(3)
+    ]  # fmt: skip
+    with pytest.raises(ValueError, match="has no rows.jsonl with rows"):
+        finetune.draw_rows(tmp_path, tmp_path / "dice.png")
+    (tmp_path / "rows.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    finetune.draw_rows(tmp_path, tmp_path / "dice.png")
+    assert (tmp_path / "dice.png").read_bytes().startswith(b"\x89PNG")
+
+
 def test_without_the_transformer_the_light_head_computes_what_it_does_on_silent_tokens() -> None:
     network = finetune.WithoutTransformer(4, 1, 3, 4)
     image = torch.randn(1, 1, 8, 8, 8)

@@ -69,7 +69,7 @@ def test_every_option_of_the_masks_reaches_them(images, weights, small_overlay, 
     plain = run(images, tmp_path / "plain", weights, small_overlay)
     options = {
         "label_mapping": {"1": 40}, "largest_component": True, "mirroring": [0], "overlap": 0.5, "thumbnails": False,
-        "probabilities": True, "foreground": None,
+        "probabilities": True, "foreground": 0.05,
     }  # fmt: skip
     other = run(images, tmp_path / "other", weights, small_overlay, **options)
     assert other.evaluator.settings["mirroring"] == [0]
