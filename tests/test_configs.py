@@ -15,8 +15,8 @@ from tests.conftest import ROOT
 CONFIGS = ROOT / "configs"
 WORKFLOWS = ("train.json", "pretrain.yaml", "inference.json", "evaluate.json", "classify.json", "evaluate_classes.json")
 CLASSIFICATION = {  # ids that classify.json has beyond train.json: its cases are others
-    "classes", "patience", "turn_probability", "early_stop", "cases", "training_part", "training_cases",
-    "validation_cases", "train#dataset#data", "validate#dataset#data",
+    "classes", "patience", "turn_probability", "early_stop", "training_state#objects#early_stop",
+    "cases", "training_part", "training_cases", "validation_cases", "train#dataset#data", "validate#dataset#data",
 }  # fmt: skip
 EVALUATION = {  # ids that an evaluation has beyond its training
     "part", "worst_pictures", "evaluated_cases", "preprocessing", "postprocessing", "inferer", "dataset", "sampler",
@@ -163,6 +163,8 @@ def test_the_metadatas_versions_are_those_that_ci_installs():
     named = {name: METADATA[key] for name, key in (("monai", "monai_version"), ("torch", "pytorch_version"))}
     named |= {"numpy": METADATA["numpy_version"], **METADATA["required_packages_version"]}
     assert {name: pinned.get(name) for name in named} == named
+    requirements = (ROOT / "requirements.txt").read_text()
+    assert set(re.findall(r"^[\w-]+", requirements, re.MULTILINE)) == set(named)
 
 
 @pytest.mark.parametrize("name", ["train.json", "inference.json", "pretrain.yaml"])
