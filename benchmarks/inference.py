@@ -5,8 +5,8 @@
 Each variant runs in a process of its own; start-up is not counted. The plain config (``plain_inference.json``) is
 what zoo bundles have: float32, MONAI's loading, spacing, sliding window, inverting and saving, with 0 or 2 loader
 workers. ``published`` is the plain config with AR-SSL4M's overlap of 0.75. On the large volume it would take hours: the
-number of its windows is told instead. ``digar, foreground`` leaves out windows that hold nothing but air; in a generated
-CT the network, which never saw the like, labels some of that noise when it looks.
+number of its windows is told instead. ``digar, foreground`` leaves out windows that hold nothing but air; in a
+generated CT the network, which never saw the like, labels some of that noise when it looks.
 
     python -m benchmarks.inference --memory
 
