@@ -248,7 +248,9 @@ def test_pretraining_with_published_slabs_runs(task: Path, small_overlay: str, t
 def test_pretraining_mixes_all_kinds_in_volume_order_and_logs_each(
     task: Path, small_overlay: str, tmp_path: Path
 ) -> None:
-    write_studies(tmp_path / "studies", 4)
+    write_studies(tmp_path / "studies", 5)
+    missing = min((tmp_path / "studies").rglob("*-t1c.nii.gz"))
+    missing.unlink()
     table = write_lesions(tmp_path / "lesions", 6)
     flow = run(
         ["pretrain.yaml"], small_overlay, "training", "pretraining",
@@ -260,7 +262,8 @@ def test_pretraining_mixes_all_kinds_in_volume_order_and_logs_each(
     metrics = {**flow.trainer.state.metrics, **flow.evaluator.state.metrics}
     assert names <= set(metrics)
     assert set(metrics) >= {"train_loss_not_copied", "val_loss_not_copied", "val_loss"}
-    assert (tmp_path / "unreadable.csv").read_text().splitlines() == ["path,reason"]
+    rows = (tmp_path / "unreadable.csv").read_text().splitlines()
+    assert rows == ["path,reason", f"{missing.parent},it has 0 files of t1c instead of one"]
     assert (tmp_path / "pretrained.pt").is_file()
 
 

@@ -29,24 +29,38 @@ def study_cases(studies_dir: str | Path, modalities: Sequence[str]) -> list[dict
         FileNotFoundError: there is no such folder, or no image in it.
         ValueError: no study is complete.
     """
+    cases, incomplete = _find_studies(studies_dir, modalities)
+    for folder, reason in incomplete:
+        logger.warning(f"study {folder} is left out: {reason}")
+    if not cases:
+        raise ValueError(
+            f"studies_dir {studies_dir} holds no folder with a file each for {', '.join(modalities)} "
+            f"({len(incomplete)} incomplete): files must end in -{modalities[0]}.nii.gz and so on, or pass --modalities"
+        )
+    return cases
+
+
+def incomplete_studies(studies_dir: str | Path | None, modalities: Sequence[str]) -> list[tuple[str, str]]:
+    """The studies that :func:`study_cases` leaves out: folder and reason each; none where no folder is given."""
+    return [] if studies_dir is None else _find_studies(studies_dir, modalities)[1]
+
+
+def _find_studies(
+    studies_dir: str | Path, modalities: Sequence[str]
+) -> tuple[list[dict[str, Any]], list[tuple[str, str]]]:
+    """The cases of complete studies, and folder and reason of the others."""
     studies: dict[Path, dict[str, list[str]]] = {}
     for file in image_files(studies_dir):
         ending = re.split("[-_]", file.name.removesuffix(volume_suffix(file) or ""))[-1]
         if ending in modalities:
-            study = file.parent
-            studies.setdefault(study, {}).setdefault(ending, []).append(str(file))
-    cases = []
+            studies.setdefault(file.parent, {}).setdefault(ending, []).append(str(file))
+    cases, incomplete = [], []
     for folder, found in studies.items():
         wrong = [f"{len(found.get(name, []))} files of {name}" for name in modalities if len(found.get(name, [])) != 1]
         if wrong:
-            logger.warning(f"study {folder} is left out: it has {', '.join(wrong)} instead of one")
+            incomplete.append((str(folder), f"it has {', '.join(wrong)} instead of one"))
             continue
         match = TIMEPOINT.fullmatch(folder.name)
         patient = match["patient"] if match else folder.name
         cases.append({"kind": "contrast", "image": [found[name][0] for name in modalities], "patient": patient})
-    if not cases:
-        raise ValueError(
-            f"studies_dir {studies_dir} holds no folder with a file each for {', '.join(modalities)} "
-            f"({len(studies)} incomplete): files must end in -{modalities[0]}.nii.gz and so on, or pass --modalities"
-        )
-    return cases
+    return cases, incomplete

@@ -228,6 +228,7 @@ def prepare_volumes(
     report_file: str,
     max_unreadable_share: float,
     num_workers: int,
+    left_out: Sequence[tuple[str, str]] = (),
 ) -> VolumeStore:
     """One pass over all scans of the cases before a run: each is read, checked and, with a cache, copied once.
 
@@ -241,6 +242,7 @@ def prepare_volumes(
         report_file: a CSV of path and reason, written in any case.
         max_unreadable_share: the run stops where more than this share of the scans cannot be used.
         num_workers: threads.
+        left_out: further rows of the report: what was left out before, and why.
 
     Raises:
         ValueError: too large a share cannot be used; names the report and the first reason.
@@ -269,7 +271,7 @@ def prepare_volumes(
     rows = [(path, problems[path]) for path in paths if path in problems]
     rows += [(case_files(case)[0], reason) for case in cases if (reason := grids_differ(case, store))]
     if rank == 0:
-        write_rows(report_file, [("path", "reason"), *rows])
+        write_rows(report_file, [("path", "reason"), *rows, *left_out])
     if rows:
         logger.warning(f"{len(rows)} of {len(paths)} scans are left out, see {report_file}")
     if len(problems) > max_unreadable_share * len(paths):

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from scripts.data.studies import study_cases
+from scripts.data.studies import incomplete_studies, study_cases
 
 MODALITIES = ("t1n", "t1c", "t2w", "t2f")
 
@@ -50,6 +50,11 @@ def test_a_study_without_a_modality_is_left_out_with_a_word(tmp_path, caplog):
     messages = "\n".join(record.getMessage() for record in caplog.records)
     assert f"study {tmp_path / 'part'} is left out: it has 0 files of t1c" in messages
     assert f"study {tmp_path / 'double'} is left out: it has 2 files of t2f" in messages
+    assert dict(incomplete_studies(tmp_path, MODALITIES)) == {
+        str(tmp_path / "part"): "it has 0 files of t1c instead of one",
+        str(tmp_path / "double"): "it has 2 files of t2f instead of one",
+    }
+    assert incomplete_studies(None, MODALITIES) == []
 
 
 def test_a_folder_without_a_complete_study_is_refused(tmp_path):
