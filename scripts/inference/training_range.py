@@ -6,6 +6,7 @@ python -m scripts.inference.training_range --dataset_dir DATA/Task04_Hippocampus
 import argparse
 import json
 import logging
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from tqdm import tqdm
 
 from scripts.data.datalists import scans
 from scripts.data.reading import read_volume
+from scripts.files import whole_file
 from scripts.inference.checks import intensity_percentiles
 from scripts.inference.journal import file_hash
 
@@ -72,6 +74,17 @@ def read_training_range(metadata_file: str | Path, weights_file: str | Path) -> 
     return known
 
 
+def with_training_range(metadata: str, found: dict[str, Any]) -> str:
+    """The JSON text of the metadata with another ``training_range``; the rest keeps its layout."""
+    lines = ",\n".join(f'        "{key}": {json.dumps(value)}' for key, value in found.items())
+    block = f'"training_range": {{\n{lines}\n    }}'
+    key = re.search(r'"training_range":\s*', metadata)
+    if key is None:
+        return re.sub(r"\s*}\s*$", lambda _: f",\n    {block}\n}}\n", metadata)
+    _, end = json.JSONDecoder().raw_decode(metadata, key.end())
+    return metadata[: key.start()] + block + metadata[end:]
+
+
 def _short(values: Sequence[float]) -> list[float]:
     return [float(f"{value:.6g}") for value in values]
 
@@ -82,11 +95,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--weights", type=Path, default=Path("models/model.pt"))
     parser.add_argument("--metadata", type=Path, default=Path("configs/metadata.json"))
     options = parser.parse_args(arguments)
-    metadata = json.loads(options.metadata.read_text(encoding="utf-8"))
-    images = [case["image"] for case in scans(options.dataset_dir)]
-    metadata["training_range"] = training_range(images, options.weights)
-    options.metadata.write_text(json.dumps(metadata, indent=4) + "\n", encoding="utf-8")
-    print(json.dumps(metadata["training_range"], indent=4))
+    text = options.metadata.read_text(encoding="utf-8")
+    found = training_range([case["image"] for case in scans(options.dataset_dir)], options.weights)
+    with whole_file(options.metadata) as temporary:
+        temporary.write_text(with_training_range(text, found), encoding="utf-8")
+    print("\n".join(f"{key}: {value}" for key, value in found.items()))
 
 
 if __name__ == "__main__":
