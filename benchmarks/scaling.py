@@ -1,7 +1,7 @@
 """Time, cost and disk of pretraining on many volumes with many GPUs: formulas, from a few numbers that can be measured.
 
     python -m benchmarks.scaling
-    python -m benchmarks.scaling --gpus 1 4 --crops_per_gpu 310 --crops_per_core 23 --cores_per_gpu 16
+    python -m benchmarks.scaling --gpus 1 4 --crops_per_gpu 310 --crops_per_core 118 --cores_per_gpu 16
 
 The step's FLOPs are counted in the real network. Where ``--crops_per_gpu`` is not given, a GPU's throughput is the
 published peak rate times an assumed utilisation: an extrapolation, not a measurement.
@@ -82,7 +82,7 @@ def main() -> None:
     parser.add_argument("--peak", type=float, default=989e12, help="published dense bf16 FLOP/s of the GPU")
     parser.add_argument("--utilisation", type=float, default=0.4, help="share of the peak, assumed")
     parser.add_argument("--crops_per_gpu", type=float, help="measured; takes the place of peak and utilisation")
-    parser.add_argument("--crops_per_core", type=float, default=23.0, help="that a data worker makes")
+    parser.add_argument("--crops_per_core", type=float, default=35.0, help="that a data worker makes")
     parser.add_argument("--cores_per_gpu", type=int, default=12)
     parser.add_argument("--read_rate", type=float, default=5e9, help="bytes per second and node")
     parser.add_argument("--link_rate", type=float, default=50e9, help="bytes per second between GPUs")
