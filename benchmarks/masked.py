@@ -18,7 +18,7 @@ from monai.config import KeysCollection
 from monai.transforms import MapTransform
 from torch import Tensor, nn
 
-from scripts.losses import NextPatchLoss
+from scripts.losses import NextPatchLoss, next_patch_target
 from scripts.losses.squared_error import PatchError
 from scripts.networks.patches import from_patches, to_patches
 from scripts.networks.transformer import Backbone, axes
@@ -88,10 +88,7 @@ class MaskedPatchLoss(NextPatchLoss):
         object.__setattr__(self, "network", network)  # not as a part of this module: it has its own state
 
     def error_and_count(self, prediction: Tensor, target: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
-        patches = to_patches(target[0].float(), self.patch_size)
-        if self.norm_pixel:
-            variance, mean = torch.var_mean(patches, dim=-1, keepdim=True)
-            patches = (patches - mean) * (variance + 1e-6).rsqrt()
+        patches = next_patch_target(target[0], self.patch_size, self.norm_pixel)
         masked = self.network.masked
         error = PatchError.apply(prediction, patches) * masked
         # the visible ones first, where readers of this attribute look for the prefix
