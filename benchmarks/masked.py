@@ -85,7 +85,7 @@ class MaskedPatchLoss(NextPatchLoss):
 
     def __init__(self, network: MaskedAutoencoder, norm_pixel: bool = True) -> None:
         super().__init__(network.backbone.patch_size, norm_pixel)
-        object.__setattr__(self, "network", network)  # not as a part of this module: it has its own state
+        self.network = network
 
     def error_and_count(self, prediction: Tensor, target: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
         patches = next_patch_target(target[0], self.patch_size, self.norm_pixel)
