@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from scripts.compilation import missing_compiler
 from scripts.data.phantoms import write_phantoms
 from tests.conftest import ROOT, SMALL
 
@@ -79,11 +80,22 @@ def final_state(out: Path) -> dict:
     return torch.load(out / f"states/step_{STEPS:07d}.pt", weights_only=True)
 
 
-@pytest.mark.parametrize("config", ["train.json", "pretrain.yaml"])
-def test_killed_at_random_moments_it_ends_bit_for_bit_where_an_unbroken_run_does(config, studies, overlay, tmp_path):
+compiler = pytest.mark.skipif(missing_compiler(torch.device("cpu")) is not None, reason="needs a C++ compiler")
+
+
+@pytest.mark.parametrize(
+    ("config", "options"),
+    [
+        ("train.json", {"network_def#dropout": 0.2}),
+        ("pretrain.yaml", {}),
+        pytest.param("pretrain.yaml", {"compile": True}, marks=compiler),
+    ],
+)
+def test_killed_at_random_moments_it_ends_bit_for_bit_where_an_unbroken_run_does(
+    config, options, studies, overlay, tmp_path
+):
     chance = random.Random(seed := random.SystemRandom().randrange(10**6))
     print(f"seed of the moments: {seed}")
-    options = {"network_def#dropout": 0.2} if config == "train.json" else {}
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     finish(start(config, studies, overlay, whole, num_workers=1, **options), whole)
     for step in sorted(chance.sample(range(1, STEPS), 2)):
@@ -115,25 +127,28 @@ def test_a_signal_to_the_whole_group_with_its_data_workers_is_a_clean_stop(numbe
     finish(start("pretrain.yaml", studies, overlay, tmp_path, resume=True), tmp_path)
 
 
-@pytest.mark.parametrize("config", ["train.json", "pretrain.yaml"])
-def test_one_process_two_and_a_change_between_them_train_the_same_weights(config, studies, overlay, tmp_path):
+@pytest.mark.parametrize(
+    ("config", "options"),
+    [("train.json", {}), ("pretrain.yaml", {}), pytest.param("pretrain.yaml", {"compile": True}, marks=compiler)],
+)
+def test_one_process_two_and_a_change_between_them_train_the_same_weights(config, options, studies, overlay, tmp_path):
     """One process throughout, against two that torchrun is told to stop, then one, then two to the end."""
     one, mixed = tmp_path / "one", tmp_path / "mixed"
-    finish(start(config, studies, overlay, one, batch_size=2), one)
+    finish(start(config, studies, overlay, one, batch_size=2, **options), one)
 
-    process = start(config, studies, overlay, mixed, processes=2, batch_size=1)
+    process = start(config, studies, overlay, mixed, processes=2, batch_size=1, **options)
     wait_until(process, lambda: last_step(mixed) >= 2)
     process.terminate()
     assert process.wait() != 0
     assert "stopped by SIGTERM" in (mixed / "log.txt").read_text()
     assert 2 <= last_step(mixed) < STEPS
 
-    process = start(config, studies, overlay, mixed, batch_size=2, resume=True)
+    process = start(config, studies, overlay, mixed, batch_size=2, resume=True, **options)
     before = last_step(mixed)
     wait_until(process, lambda: last_step(mixed) > before)
     process.terminate()
     assert process.wait() in (143, 0)
-    finish(start(config, studies, overlay, mixed, processes=2, batch_size=1, resume=True), mixed)
+    finish(start(config, studies, overlay, mixed, processes=2, batch_size=1, resume=True, **options), mixed)
 
     expected, state = final_state(one), final_state(mixed)
     largest = max(tensor.sub(state["network"][name]).abs().max().item() for name, tensor in expected["network"].items())
