@@ -120,8 +120,16 @@ def last_tokens(network: SegmentationNetwork, image: torch.Tensor) -> torch.Tens
     return received[0]
 
 
-def test_the_light_stem_leaves_the_tokens_alone_at_the_start_and_can_learn_to_change_them():
+def test_pyramid_and_tokens_leave_each_other_alone_at_the_start_and_can_learn_not_to():
     network, image = light_network(), torch.randn(1, 1, 8, 8, 16)
+    levels = network.head.stem(image)
+    silent = network.head([torch.zeros(1, 24, 2, 2, 4)], levels)
+    assert torch.equal(network(image), silent)
+    network(image).square().sum().backward()
+    assert network.head.from_tokens.weight.grad.abs().max() > 0
+    torch.nn.init.normal_(network.head.from_tokens.weight)
+    assert (network(image) - silent).abs().max() > 1e-3
+
     alone = network.backbone(image)[-1].detach()
     assert torch.equal(network.head.token_offset(network.head.stem(image)), torch.zeros(1, 24, 2, 2, 4))
     assert torch.equal(last_tokens(network, image), alone)
@@ -135,6 +143,7 @@ def test_the_light_stem_leaves_the_tokens_alone_at_the_start_and_can_learn_to_ch
 def test_light_logits_depend_on_the_tokens_and_on_the_pyramid():
     network, image = light_network(), torch.randn(1, 1, 8, 8, 16)
     head, tokens = network.head, torch.randn(2, 24, 2, 2, 4)
+    torch.nn.init.normal_(head.from_tokens.weight)
     levels = head.stem(image)
     assert [tuple(level.shape[2:]) for level in levels] == [(8, 8, 16), (4, 4, 8), (2, 2, 4)]
     logits = head([tokens[:1]], levels)

@@ -1,13 +1,13 @@
 """The light segmentation head: a convolution pyramid beside the transformer, joined in a small decoder.
 
 A pyramid sees across patch borders and would leak targets in next-patch pretraining. There the tokens come from the
-patch embedding alone; here the pyramid feeds the decoder's skips and is added to the tokens through a projection that
-starts at zero, so that pretrained layers start from what they know.
+patch embedding alone; here the pyramid feeds the decoder's skips. Its last level is added to the tokens, and the tokens
+to that level behind the last layer, both through projections that start at zero: pretrained layers start from what they
+know, and the convolutions are not disturbed by tokens that have learned nothing yet.
 """
 
 from collections.abc import Sequence
 
-import torch
 from monai.networks.blocks import UnetBasicBlock, UnetOutBlock, UnetUpBlock
 from torch import Tensor, nn
 
@@ -15,7 +15,7 @@ from scripts.networks.heads.strides import doublings, stage_strides
 
 
 class LightHead(nn.Module):
-    """Pyramid of ``log2(patch)`` strided stages; its last level meets the tokens, the others are the decoder's skips.
+    """Pyramid of ``log2(patch)`` strided stages; the tokens are added to its last level, the others are skips.
 
     Args:
         in_channels: channels of the image.
@@ -45,10 +45,11 @@ class LightHead(nn.Module):
             self.pyramid.append(self._convolutions(fine, coarse, stride))
             self.decoder.insert(0, self._upsampling(coarse, fine, stride))
         self.to_tokens = nn.Conv3d(widths[-1], hidden_size, kernel_size=1)
-        nn.init.zeros_(self.to_tokens.weight)
-        nn.init.zeros_(self.to_tokens.bias)
         self.from_tokens = nn.Conv3d(hidden_size, widths[-1], kernel_size=1)
-        self.join = self._convolutions(2 * widths[-1], widths[-1], (1, 1, 1))
+        for projection in (self.to_tokens, self.from_tokens):
+            nn.init.zeros_(projection.weight)
+            nn.init.zeros_(projection.bias)
+        self.join = self._convolutions(widths[-1], widths[-1], (1, 1, 1))
         self.out = UnetOutBlock(3, widths[0], out_channels)
 
     @staticmethod
@@ -78,7 +79,7 @@ class LightHead(nn.Module):
 
     def forward(self, token_maps: list[Tensor], skips: list[Tensor]) -> Tensor:
         """Logits ``(B, out_channels, X, Y, Z)`` from the last token map and the pyramid."""
-        decoded = self.join(torch.cat([self.from_tokens(token_maps[-1]), skips[-1]], dim=1))
+        decoded = self.join(self.from_tokens(token_maps[-1]) + skips[-1])
         level = len(skips) - 2
         for stage in self.decoder:
             decoded = stage(decoded, skips[level])
