@@ -227,6 +227,7 @@ def train(name: str, dataset: str, output: Path, minutes: float, seed: int, ids:
     start = time.perf_counter()
     flow.run()
     wall = time.perf_counter() - start
+    flow.parser.get_parsed_content("training_run").leave()  # a run that a signal stopped is not scored
     evaluator = flow.parser.get_parsed_content("validate#evaluator")
     evaluator.run()  # the last weights
     network = flow.parser.get_parsed_content("network_def")
@@ -281,11 +282,15 @@ def draw_rows(output: Path, picture: Path) -> None:
     """Mean Dice over the share of labels, a line per arm; bars span the seeds.
 
     Raises:
-        ValueError: there is no row to draw.
+        ValueError: there is no row to draw, or there are rows of unequal time at one share.
     """
     rows = read_rows(output)
     if not rows:
         raise ValueError(f"{output} has no rows.jsonl with rows: train something first")
+    for ratio in {row["label_ratio"] for row in rows}:
+        times = sorted({row["minutes"] for row in rows if row["label_ratio"] == ratio})
+        if len(times) > 1:
+            raise ValueError(f"{output} has rows of {times} minutes at the share {ratio:g}: keep them in two folders")
     figure = Figure(figsize=(6, 4), layout="constrained")
     plot = figure.add_subplot(xlabel="share of the labelled cases", ylabel="mean Dice", xscale="log")
     for number, arm in enumerate(arm for arm in ARMS if any(row["arm"] == arm for row in rows)):
