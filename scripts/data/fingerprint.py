@@ -18,7 +18,7 @@ import numpy as np
 import yaml
 from tqdm import tqdm
 
-from scripts.data.datalists import Case, check_cases, labelled_cases, read_task
+from scripts.data.datalists import Case, check_cases, labelled_cases, read_task, split_cases
 from scripts.data.reading import read_volume
 from scripts.files import whole_file
 from scripts.inference.checks import intensity_percentiles
@@ -31,6 +31,9 @@ FINEST_PATCH = 8  # voxels, where the spacing is finest; as in train.json
 MOST_FULL_TOKENS = 1024  # of a crop; with more, full attention takes most of the step (docs/results.md)
 DILATION = 2  # of train.json; the patch grid must divide by it
 BATCH_SIZE = 2  # of train.json
+VALIDATION_SHARE, VALIDATIONS = 0.2, 20  # of train.json: cases held out; validations in a training
+TRAINING_STEPS = 3000  # at least, however few the cases (docs/results.md)
+MOST_EPOCHS = 1000  # of very few cases: every epoch ends with a state on the disk
 VOXEL_BYTES, TOKEN_BYTES = 1_000, 160_000  # of a training step, measured on a CPU in bf16 (peak resident memory)
 GIB = 2**30
 
@@ -128,6 +131,16 @@ def choose_crop(
     return crop.tolist(), f"{seen}; a training step takes about {step_memory(crop.tolist(), patch):.1f} GiB"
 
 
+def choose_epochs(num_cases: int) -> tuple[int, int, str]:
+    """Epochs of fine-tuning, and epochs between two validations: few cases get as many steps as many do."""
+    share = VALIDATION_SHARE if num_cases > 1 else 0.0
+    training = len(split_cases([{}] * num_cases, share, seed=0, part="training"))
+    steps = math.ceil(training / BATCH_SIZE)
+    interval = math.ceil(min(TRAINING_STEPS / steps, MOST_EPOCHS) / VALIDATIONS)
+    epochs = VALIDATIONS * interval  # the last one is validated
+    return epochs, interval, f"{training} training cases: {epochs * steps} steps"
+
+
 def choose_intensity(facts: Sequence[CaseFacts], modalities: Sequence[str]) -> tuple[dict[str, Any], str]:
     """The transform that scales intensities to 0..1.
 
@@ -167,6 +180,7 @@ def derive_settings(
     crop, crop_reason = choose_crop(sizes, spacing, patch, memory)
     intensity, intensity_reason = choose_intensity(facts, modalities)
     channels = len(facts[0].percentiles)
+    epochs, interval, epochs_reason = choose_epochs(len(facts))
     tokens = math.prod(crop) // math.prod(patch)
     spanned = span(
         np.array([case.spacing for case in facts]),
@@ -186,6 +200,8 @@ def derive_settings(
         ),
         Setting("sample_size", crop, "pretraining's crop: the same"),
         Setting("intensity", intensity, intensity_reason),
+        Setting("max_epochs", epochs, epochs_reason),
+        Setting("val_interval", interval, f"epochs between two of {VALIDATIONS} validations"),
         Setting("cache_rate", math.floor(100 * min(1, cache / cached)) / 100, f"all scans take {cached:.1f} GiB"),
         Setting("training_range", spanned, "least and most in the training images, which inference compares with"),
     ]

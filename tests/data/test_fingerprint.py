@@ -11,7 +11,15 @@ import torch
 import yaml
 from monai.bundle import ConfigParser
 
-from scripts.data.fingerprint import choose_crop, choose_patch, fingerprint, main, step_memory, target_spacing
+from scripts.data.fingerprint import (
+    choose_crop,
+    choose_epochs,
+    choose_patch,
+    fingerprint,
+    main,
+    step_memory,
+    target_spacing,
+)
 from scripts.networks import SegmentationNetwork
 from tests.test_workflows import run
 
@@ -131,8 +139,18 @@ def test_scans_that_exceed_the_cache_are_cached_in_part(tmp_path):
     assert derive(task, tmp_path / "b.yaml", cache=whole / 2)["cache_rate"] == 0.5
 
 
+@pytest.mark.parametrize(
+    ("num_cases", "training", "epochs"), [(1, 1, 1000), (5, 4, 1000), (20, 16, 380), (80, 64, 100), (1000, 800, 20)]
+)
+def test_few_cases_are_seen_more_often(num_cases, training, epochs):
+    """3000 steps of two crops at least, 1000 epochs at most, 20 of which end with a validation, the last one too."""
+    steps = epochs * ((training + 1) // 2)
+    assert choose_epochs(num_cases) == (epochs, epochs // 20, f"{training} training cases: {steps} steps")
+
+
 def test_one_labelled_case_trains_without_validation(tmp_path):
-    assert derive(write_task(tmp_path / "task", num_cases=1), tmp_path / "my.yaml")["validation_share"] == 0
+    config = derive(write_task(tmp_path / "task", num_cases=1), tmp_path / "my.yaml")
+    assert (config["validation_share"], config["max_epochs"], config["val_interval"]) == (0, 1000, 50)
 
 
 # What is written and said
