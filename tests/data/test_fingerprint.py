@@ -12,6 +12,10 @@ import yaml
 from monai.bundle import ConfigParser
 
 from scripts.data.fingerprint import (
+    BATCH_SIZE,
+    DILATION,
+    FINEST_PATCH,
+    VALIDATION_SHARE,
     choose_crop,
     choose_epochs,
     choose_patch,
@@ -23,6 +27,7 @@ from scripts.data.fingerprint import (
 from scripts.networks import SegmentationNetwork
 from tests.test_workflows import run
 
+ROOT = Path(__file__).resolve().parents[2]
 AFFINE = np.diag([1.0, 1.0, 2.5, 1.0])
 
 
@@ -146,6 +151,12 @@ def test_few_cases_are_seen_more_often(num_cases, training, epochs):
     """3000 steps of two crops at least, 1000 epochs at most, 20 of which end with a validation, the last one too."""
     steps = epochs * ((training + 1) // 2)
     assert choose_epochs(num_cases) == (epochs, epochs // 20, f"{training} training cases: {steps} steps")
+
+
+def test_what_the_fingerprint_counts_on_is_what_training_does():
+    train = json.loads((ROOT / "configs/train.json").read_text())
+    settings = [train[name] for name in ("batch_size", "dilation", "patch_size", "validation_share")]
+    assert settings == [BATCH_SIZE, DILATION, FINEST_PATCH, VALIDATION_SHARE]
 
 
 def test_one_labelled_case_trains_without_validation(tmp_path):
