@@ -1,3 +1,4 @@
+export PYTHONPATH := scripts
 MAKEFLAGS += --no-print-directory
 PYTHON ?= python3
 BIN := .venv/bin
@@ -14,7 +15,7 @@ LABEL := .venv-label
 
 demo: .venv/installed
 	rm -rf $(DEMO)
-	$(BIN)/python -m scripts.data.phantoms $(DEMO)/task --training 60 --test 8
+	$(BIN)/python -m digar.data.phantoms $(DEMO)/task --training 60 --test 8
 	$(RUN) pretraining --config_file "['configs/pretrain.yaml','configs/demo.json']" --dataset_dir $(DEMO)/task \
 		--output_dir $(DEMO)/pretraining --cache_dir $(DEMO)/cache --max_epochs 10
 	$(RUN) training --config_file "['configs/train.json','configs/demo.json']" --dataset_dir $(DEMO)/task \
@@ -24,7 +25,7 @@ demo: .venv/installed
 		--output_dir $(DEMO)/evaluation --weights_file $(DEMO)/model.pt
 	$(RUN) --config_file "['configs/inference.json','configs/demo.json']" --dataset_dir $(DEMO)/task/imagesTs \
 		--output_dir $(DEMO)/masks --weights_file $(DEMO)/model.pt
-	$(BIN)/python -m scripts.report.compare --masks $(DEMO)/masks --labels $(DEMO)/task/labelsTs \
+	$(BIN)/python -m digar.evaluation.comparison --masks $(DEMO)/masks --labels $(DEMO)/task/labelsTs \
 		--images $(DEMO)/task/imagesTs --output $(DEMO)/scores
 
 test: .venv/installed
@@ -49,7 +50,7 @@ lint: .venv/installed
 	$(BIN)/ruff check .
 
 bundle:
-	$(PYTHON) -m scripts.release
+	$(PYTHON) scripts/release.py
 
 notebook: .venv/installed  # runs docs/quickstart.ipynb and stores what it shows
 	$(BIN)/python -c "import nbclient, nbformat; book = nbformat.read('docs/quickstart.ipynb', 4); \

@@ -12,7 +12,7 @@ A dilation of 2 divides the cost by 8 in ``grid`` and ``local`` and by 4 in ``se
 
 A row is left out, and says why, where its memory or time, estimated from the grid before it and the growth of the
 number of scores, is over the limit. The last table is about bf16 on a CPU, by number of keys: PyTorch's fused kernel,
-plain products of all heads, and pieces of them, between which ``scripts/networks/attention/core.py`` decides.
+plain products of all heads, and pieces of them, between which ``scripts/digar/networks/attention/core.py`` decides.
 """
 
 import argparse
@@ -26,6 +26,9 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
+from digar.networks.attention import build_branch
+from digar.networks.attention.core import attend_at_once, prefix_causal_bias
+from digar.networks.attention.pieces import attend_in_pieces
 from torch import Tensor, nn
 
 from benchmarks.measure import (
@@ -40,9 +43,6 @@ from benchmarks.measure import (
     seconds_in_turns,
     write_json,
 )
-from scripts.networks.attention import build_branch
-from scripts.networks.attention.core import attend_at_once, prefix_causal_bias
-from scripts.networks.attention.pieces import attend_in_pieces
 
 HEADS, HEAD_WIDTH = 12, 64  # of `base`
 LARGEST_AT_ONCE = 2000  # MiB of scores and what stands beside them

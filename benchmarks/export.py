@@ -11,12 +11,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
+from digar.networks.exported import load_exported
+from digar.networks.weights import load_weights
 from monai.bundle import ConfigParser, ckpt_export, onnx_export
 from torch import Tensor, nn
 
 from benchmarks.measure import default_device, machine_facts, print_machine, print_table, seconds_in_turns, write_json
-from scripts.networks.exported import load_exported
-from scripts.networks.weights import load_weights
 
 ROOT = Path(__file__).parents[1]
 FILES = {

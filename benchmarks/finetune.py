@@ -22,15 +22,15 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from digar.networks.heads import LightHead
+from digar.networks.patches import from_patches
+from digar.networks.transformer import Backbone, axes
+from digar.volumes.pictures import save_figure
 from matplotlib.figure import Figure
 from monai.bundle import ConfigWorkflow
 from torch import Tensor, nn
 
 from benchmarks.measure import machine_facts, print_machine, print_table, seconds_in_turns
-from scripts.networks.heads import LightHead
-from scripts.networks.patches import from_patches
-from scripts.networks.transformer import Backbone, axes
-from scripts.report.pictures import save_figure
 
 ROOT = Path(__file__).resolve().parents[1]
 PRETRAINED = "{output}/pretrained/{name}.pt"  # where `train` looks for the weights of a pretrained arm

@@ -14,14 +14,13 @@ from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 import torch
+from digar.networks.patches import from_patches, to_patches
+from digar.networks.transformer import Backbone, axes
+from digar.training.losses import NextPatchLoss, next_patch_target
+from digar.training.losses.squared_error import PatchError
 from monai.config import KeysCollection
 from monai.transforms import MapTransform
 from torch import Tensor, nn
-
-from scripts.losses import NextPatchLoss, next_patch_target
-from scripts.losses.squared_error import PatchError
-from scripts.networks.patches import from_patches, to_patches
-from scripts.networks.transformer import Backbone, axes
 
 
 class VisiblePatchesd(MapTransform):

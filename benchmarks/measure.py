@@ -72,7 +72,7 @@ def peak_memory(build: Callable[..., Callable[[], object]], arguments: Sequence[
     forkserver = "forkserver" in multiprocessing.get_all_start_methods()
     context = multiprocessing.get_context("forkserver" if forkserver else "spawn")
     if forkserver:
-        context.set_forkserver_preload(["benchmarks.measure", "scripts.networks", "monai.networks.nets"])
+        context.set_forkserver_preload(["benchmarks.measure", "digar.networks", "monai.networks.nets"])
     with ProcessPoolExecutor(1, mp_context=context) as pool:
         work = pool.submit(_peak_memory_here, build, arguments, device, calls, torch.get_num_threads())
         return work.result()

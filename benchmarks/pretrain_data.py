@@ -25,6 +25,14 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import torch
+from digar.data.datalists import scans
+from digar.data.sequences import RandPrefixd, Sequenced, prepare_next_patch
+from digar.data.sources import SequenceDataset
+from digar.networks import PretrainingNetwork
+from digar.networks.precision import PrecisionInferer, best_precision
+from digar.training.losses import NextPatchLoss
+from digar.training.optimizers import build_adamw
+from digar.volumes.prepared import VolumeStore
 from monai.data import DataLoader
 from monai.transforms import Compose
 from scipy import ndimage
@@ -32,14 +40,6 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from benchmarks.measure import MIB, default_device, machine_facts, print_machine, print_table, write_json
-from scripts.data.datalists import scans
-from scripts.data.sequences import RandPrefixd, Sequenced, prepare_next_patch
-from scripts.data.sources import SequenceDataset
-from scripts.data.volumes import VolumeStore
-from scripts.losses import NextPatchLoss
-from scripts.networks import PretrainingNetwork
-from scripts.optimizers import build_adamw
-from scripts.precision import PrecisionInferer, best_precision
 
 OFFLINE_PATCHES = (50, 100)  # per scan, as AR-SSL4M's program stores them
 CT_SHAPE = (256, 256, 200)  # 384 x 384 x 300 mm at 1.5 mm

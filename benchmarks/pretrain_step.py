@@ -35,6 +35,12 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
+from digar.networks import SIZES, PretrainingNetwork
+from digar.networks.checkpointing import CHECKPOINTING
+from digar.networks.compilation import compile_blocks
+from digar.networks.patches import to_patches
+from digar.networks.position import sincos_position
+from digar.training.losses import NextPatchLoss, next_patch_target
 from monai.networks.blocks import MLPBlock
 from monai.networks.nets import ViT
 from torch import Tensor, nn
@@ -51,12 +57,6 @@ from benchmarks.measure import (
     seconds_in_turns,
     write_json,
 )
-from scripts.compilation import compile_blocks
-from scripts.losses import NextPatchLoss, next_patch_target
-from scripts.networks import SIZES, PretrainingNetwork
-from scripts.networks.checkpointing import CHECKPOINTING
-from scripts.networks.patches import to_patches
-from scripts.networks.position import sincos_position
 
 PUBLISHED, PLAIN = "published-float32", "none-bf16"  # what the ratios are taken to
 VARIANTS = [

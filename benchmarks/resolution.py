@@ -15,6 +15,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
+from digar.networks import SIZES, PretrainingNetwork
+from digar.training.losses import NextPatchLoss
+from digar.volumes.pictures import save_figure
 from matplotlib.figure import Figure
 from torch import Tensor
 
@@ -28,9 +31,6 @@ from benchmarks.measure import (
     seconds_in_turns,
     write_json,
 )
-from scripts.losses import NextPatchLoss
-from scripts.networks import SIZES, PretrainingNetwork
-from scripts.report.pictures import save_figure
 
 GROUP = 8  # patches along an axis of a sub-grid or window
 LABELS = {"seconds": "seconds per step", "peak": "MiB at the peak"}  # of the picture

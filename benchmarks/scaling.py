@@ -11,11 +11,11 @@ import argparse
 from dataclasses import dataclass
 
 import torch
+from digar.networks import PretrainingNetwork
+from digar.training.losses import NextPatchLoss
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.measure import print_table
-from scripts.losses import NextPatchLoss
-from scripts.networks import PretrainingNetwork
 
 SAMPLE, PATCH = (128, 128, 128), (16, 16, 16)
 BYTES_PER_VOXEL = 2  # int16 or float16, as prepared scans are kept

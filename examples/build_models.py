@@ -8,11 +8,10 @@ import argparse
 from collections.abc import Sequence
 
 import torch
-
-from scripts.losses import NextPatchLoss
-from scripts.networks import SIZES, Backbone, PretrainingNetwork, SegmentationNetwork
-from scripts.networks.attention import build_branch
-from scripts.networks.weights import count_parameters
+from digar.networks import SIZES, Backbone, PretrainingNetwork, SegmentationNetwork
+from digar.networks.attention import build_branch
+from digar.networks.weights import count_parameters
+from digar.training.losses import NextPatchLoss
 
 
 def describe_gates(backbone: Backbone) -> str:

@@ -2,7 +2,7 @@
 
 Tests, caches and whatever git does not track stay out. Equal files give equal bytes.
 
-    python -m scripts.release [FOLDER]
+    python scripts/release.py [FOLDER]
 """
 
 import argparse
@@ -12,7 +12,7 @@ import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from scripts.files import whole_file
+from digar.volumes.files import whole_file
 
 ROOT = Path(__file__).parents[1]
 LEFT_OUT = ("tests/", ".ci/", ".github/", ".git", "pyproject.toml")  # beginnings of paths

@@ -3,15 +3,16 @@
 import importlib.util
 import json
 import locale
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
-
-from scripts.data.phantoms import write_phantoms
+from digar.data.phantoms import write_phantoms
 
 ROOT = Path(__file__).parents[1]
+os.environ["PYTHONPATH"] = str(ROOT / "scripts")  # for the modules that tests start
 collect_ignore = (
     [] if importlib.util.find_spec("monailabel") else ["label"]
 )  # an environment of its own: make test-label

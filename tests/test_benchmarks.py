@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from digar.networks import SegmentationNetwork
+from digar.networks.patches import from_patches, to_patches
+from digar.networks.weights import convert_published
 
 from benchmarks import attention, export, finetune, masked, pretrain_data, pretrain_step, resolution, scaling
-from scripts.networks import SegmentationNetwork
-from scripts.networks.patches import from_patches, to_patches
-from scripts.networks.weights import convert_published
 from tests import conftest
 
 STEPS = ["published-float32", "vit-bf16", "none-float32", "none-bf16", "none-bf16-all"]

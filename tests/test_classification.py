@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from digar.networks import PretrainingNetwork
 from ignite.engine import Events
 
-from scripts.networks import PretrainingNetwork
 from tests.helixes import CLASSES, write_archive, write_table
 from tests.test_workflows import root_cause, run, workflow
 

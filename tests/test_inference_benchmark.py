@@ -6,10 +6,10 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+from digar.data.phantoms import make_study
 from monai.data.utils import dense_patch_slices
 
 from benchmarks import inference
-from scripts.data.phantoms import make_study
 
 
 @pytest.mark.parametrize("shape", [(48, 64, 48), (40, 70, 300), (410, 410, 300)])

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from digar.data.phantoms import write_phantoms
+from digar.networks.compilation import missing_compiler
 
-from scripts.compilation import missing_compiler
-from scripts.data.phantoms import write_phantoms
 from tests.conftest import ROOT, SMALL
 
 pytestmark = pytest.mark.slow

@@ -13,8 +13,8 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+from release import write_bundle
 
-from scripts.release import write_bundle
 from tests.conftest import ROOT
 
 VERSION = json.loads((ROOT / "configs/metadata.json").read_text())["version"]
@@ -25,8 +25,8 @@ MODULES = {
     "pillow": "PIL",
 }  # imported under another name
 OPTIONAL = {  # modules that only these need
-    "scripts/data/dicom_seg.py": "requirements-dicom.txt",
-    "scripts/networks/exported.py": "requirements-export.txt",
+    "scripts/digar/inference/dicom_seg.py": "requirements-dicom.txt",
+    "scripts/digar/networks/exported.py": "requirements-export.txt",
 }
 
 
@@ -42,7 +42,7 @@ def test_the_zip_bears_the_version_and_holds_the_bundle_under_one_folder(archive
         names = content.namelist()
     assert {name.split("/")[0] for name in names} == {"digar"}
     wanted = ("LICENSE", "README.md", "requirements.txt", "configs/metadata.json", "configs/inference.json",
-              "docs/README.md", "docs/data_license.txt", "models/model.pt", "scripts/__init__.py")  # fmt: skip
+              "docs/README.md", "docs/data_license.txt", "models/model.pt", "scripts/digar/__init__.py")  # fmt: skip
     assert [name for name in wanted if f"digar/{name}" not in names] == []
 
 
@@ -79,7 +79,7 @@ def test_a_module_imports_what_its_requirements_install(file: Path) -> None:
     tree = ast.parse(file.read_text())
     imported = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
     imported |= {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and not node.level}
-    third_party = {name.split(".")[0] for name in imported} - sys.stdlib_module_names - {"scripts"}
+    third_party = {name.split(".")[0] for name in imported} - sys.stdlib_module_names - {"digar"}
     name = file.relative_to(ROOT).as_posix()
     allowed = required("requirements.txt") | (required(OPTIONAL[name]) if name in OPTIONAL else set())
     assert third_party - allowed == set()

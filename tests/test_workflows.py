@@ -12,14 +12,14 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from digar.data.datalists import labelled_cases
+from digar.data.phantom_studies import write_lesions, write_studies
+from digar.data.phantoms import LABELS
 from ignite.engine import Engine, Events
 from monai.bundle import ConfigWorkflow
 from monai.engines import IterationEvents
 from PIL import Image
 
-from scripts.data.datalists import labelled_cases
-from scripts.data.phantom_studies import write_lesions, write_studies
-from scripts.data.phantoms import LABELS
 from tests.conftest import ROOT
 
 META, LOGGING = str(ROOT / "configs/metadata.json"), str(ROOT / "configs/logging.conf")

@@ -10,10 +10,10 @@ from pathlib import Path
 import monai.bundle
 import pytest
 import torch
+from digar.volumes.training_range import read_training_range
 from monai.bundle import ConfigParser, ConfigWorkflow
+from release import bundle_files
 
-from scripts.inference.training_range import read_training_range
-from scripts.release import bundle_files
 from tests.conftest import ROOT, SMALL
 
 CONFIGS = ROOT / "configs"

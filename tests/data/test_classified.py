@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 import torch
+from digar.data.classified import as_volume, check_classes, classified_cases, part_of
 
-from scripts.data.classified import as_volume, check_classes, classified_cases, part_of
 from tests.helixes import CLASSES, write_archive, write_table
 
 

@@ -8,8 +8,7 @@ import itk
 import nibabel as nib
 import numpy as np
 import pytest
-
-from scripts.data.datalists import (
+from digar.data.datalists import (
     check_case,
     check_cases,
     check_label_names,

@@ -6,8 +6,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
-
-from scripts.data.lesions import label_components, lesion_cases, write_lesion_table
+from digar.data.lesions import label_components, lesion_cases, write_lesion_table
 
 
 def table(folder: Path, *lines: str) -> Path:

@@ -2,10 +2,9 @@
 
 import nibabel as nib
 import numpy as np
-
-from scripts.data.phantom_studies import CONTRASTS, make_contrasts, write_studies
-from scripts.data.phantoms import LABELS
-from scripts.data.studies import study_cases
+from digar.data.phantom_studies import CONTRASTS, make_contrasts, write_studies
+from digar.data.phantoms import LABELS
+from digar.data.studies import study_cases
 
 
 def test_contrasts_show_one_body_in_four_ways():

@@ -8,9 +8,8 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+from digar.data.phantoms import FIRST_UNSEEN, LABELS, Study, _draw_poses, make_study, write_phantoms
 from monai.data import load_decathlon_datalist
-
-from scripts.data.phantoms import FIRST_UNSEEN, LABELS, Study, _draw_poses, make_study, write_phantoms
 
 COUNT = 60
 ORGANS = [name for name in LABELS if name != "background"]
@@ -271,7 +270,7 @@ def test_impossible_counts_are_refused(tmp_path, counts):
 
 
 def test_command_writes_the_counts_it_was_given(tmp_path):
-    command = [sys.executable, "-m", "scripts.data.phantoms", tmp_path / "task", "--training", "2", "--test", "1"]
+    command = [sys.executable, "-m", "digar.data.phantoms", tmp_path / "task", "--training", "2", "--test", "1"]
     subprocess.run(command, check=True, capture_output=True, cwd=Path(__file__).parents[2])
     dataset = json.loads((tmp_path / "task" / "dataset.json").read_text())
     assert (dataset["numTraining"], dataset["numTest"]) == (2, 1)

@@ -5,12 +5,11 @@ import itertools
 import numpy as np
 import pytest
 import torch
+from digar.data.seeded import EpochSeed, SeededCacheDataset, derive_seed
 from ignite.engine import Engine, Events
 from monai.data import DataLoader
 from monai.transforms import Compose, RandGaussianNoised, RandScaleIntensityd, ScaleIntensityRanged
 from torch.utils.data import DistributedSampler
-
-from scripts.data.seeded import EpochSeed, SeededCacheDataset, derive_seed
 
 LENGTH = 6
 

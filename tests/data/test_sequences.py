@@ -5,10 +5,7 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
-from torch.nn.functional import interpolate
-
-from scripts.data.sequences import (
+from digar.data.sequences import (
     KINDS,
     ContrastSequenced,
     RandPrefixd,
@@ -18,6 +15,8 @@ from scripts.data.sequences import (
     copied_patches,
     prepare_next_patch,
 )
+from torch import Tensor
+from torch.nn.functional import interpolate
 
 
 def numbered(*shape: int) -> Tensor:

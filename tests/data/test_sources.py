@@ -9,14 +9,13 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from digar.data.datalists import split_cases
+from digar.data.phantom_studies import write_lesions, write_studies
+from digar.data.sequences import KINDS, RandPrefixd, Sequenced
+from digar.data.sources import SequenceDataset, divide, pretraining_cases, split_by_patient
+from digar.volumes.prepared import VolumeStore, prepare_volumes
 from monai.data import DataLoader
 from monai.transforms import Compose
-
-from scripts.data.datalists import split_cases
-from scripts.data.phantom_studies import write_lesions, write_studies
-from scripts.data.sequences import KINDS, RandPrefixd, Sequenced
-from scripts.data.sources import SequenceDataset, divide, pretraining_cases, split_by_patient
-from scripts.data.volumes import VolumeStore, prepare_volumes
 
 MODALITIES = ("t1n", "t1c", "t2w", "t2f")
 EQUAL = dict.fromkeys(KINDS, 1.0)

@@ -4,8 +4,7 @@ import logging
 from pathlib import Path
 
 import pytest
-
-from scripts.data.studies import incomplete_studies, study_cases
+from digar.data.studies import incomplete_studies, study_cases
 
 MODALITIES = ("t1n", "t1c", "t2w", "t2f")
 

@@ -6,17 +6,17 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import torch
+from digar.inference.evaluator import FolderEvaluator
+from digar.inference.inputs import find_cases
+from digar.inference.inverting import InvertToMaskd
+from digar.inference.masks import RemapLabelsd
+from digar.inference.windows import WindowInferer
+from digar.volumes.checks import LoadVolumed
+from digar.volumes.grids import WorkingGridd
 from monai.data import Dataset
 from monai.transforms import Compose, ScaleIntensityRangePercentilesd
 from torch import Tensor, nn
 
-from scripts.inference.checks import LoadVolumed
-from scripts.inference.evaluator import FolderEvaluator
-from scripts.inference.grids import WorkingGridd
-from scripts.inference.inputs import find_cases
-from scripts.inference.inverting import InvertToMaskd
-from scripts.inference.masks import RemapLabelsd
-from scripts.inference.windows import WindowInferer
 from tests.conftest import ROOT
 
 ROI = (16, 16, 16)

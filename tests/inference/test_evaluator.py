@@ -15,15 +15,15 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from digar.inference.journal import DONE, FAILED
+from digar.inference.windows import WindowInferer
+from digar.networks import SegmentationNetwork
 from ignite.engine import Events
 from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
 from torch import Tensor, nn
 
-from scripts.inference.journal import DONE, FAILED
-from scripts.inference.windows import WindowInferer
-from scripts.networks import SegmentationNetwork
 from tests.conftest import ROOT
 from tests.inference.standins import Compass, blob, make_evaluator, mask_of, write_volume
 

@@ -4,8 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-
-from scripts.inference.inputs import find_cases
+from digar.inference.inputs import find_cases
 
 
 def touch(*files: Path) -> None:

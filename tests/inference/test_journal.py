@@ -5,8 +5,7 @@ import os
 from pathlib import Path
 
 import pytest
-
-from scripts.inference.journal import DONE, FAILED, Journal, Outcome, file_hash, input_state, settings_hash
+from digar.inference.journal import DONE, FAILED, Journal, Outcome, file_hash, input_state, settings_hash
 
 CASE = {"name": "a.nii", "mask": "a_mask.nii.gz"}
 

@@ -3,9 +3,8 @@
 import numpy as np
 import pytest
 import torch
+from digar.inference.masks import LargestComponentd, RemapLabelsd, volumes_ml, written_labels
 from monai.data import MetaTensor
-
-from scripts.inference.masks import LargestComponentd, RemapLabelsd, volumes_ml, written_labels
 
 
 def test_of_each_label_the_largest_component_is_kept():

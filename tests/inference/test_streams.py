@@ -3,8 +3,7 @@
 import threading
 
 import pytest
-
-from scripts.inference.streams import Passage, SlabStream, Stopped
+from digar.inference.streams import Passage, SlabStream, Stopped
 
 
 def test_both_ends_of_a_passage_give_up_when_the_run_stops():

@@ -4,10 +4,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+from digar.inference.windows import WindowInferer
 from monai.inferers import SlidingWindowInferer
 from torch import Tensor, nn
-
-from scripts.inference.windows import WindowInferer
 
 ROI = (8, 12, 10)
 

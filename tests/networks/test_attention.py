@@ -5,11 +5,11 @@ import functools
 import pytest
 import torch
 import torch.nn.functional as F
+from digar.networks.attention import MODES, GatedAttention, ResidualGate, build_branch, core, pieces
+from digar.networks.attention.core import attend_at_once, prefix_causal_bias
+from digar.networks.attention.pieces import attend_in_pieces
 from torch import Tensor
 
-from scripts.networks.attention import MODES, GatedAttention, ResidualGate, build_branch, core, pieces
-from scripts.networks.attention.core import attend_at_once, prefix_causal_bias
-from scripts.networks.attention.pieces import attend_in_pieces
 from tests.networks import reference
 
 HIDDEN, HEADS = 6, 2

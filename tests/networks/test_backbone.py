@@ -5,12 +5,12 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from digar.networks import SIZES, Backbone, ClassificationNetwork, PretrainingNetwork, SegmentationNetwork
+from digar.networks.attention import MODES
+from digar.networks.position import sincos_position
+from digar.networks.weights import count_parameters
 from torch import Tensor, nn
 
-from scripts.networks import SIZES, Backbone, ClassificationNetwork, PretrainingNetwork, SegmentationNetwork
-from scripts.networks.attention import MODES
-from scripts.networks.position import sincos_position
-from scripts.networks.weights import count_parameters
 from tests.networks import reference
 
 SIZE = {"hidden_size": 24, "num_layers": 2, "num_heads": 2}

@@ -2,10 +2,9 @@
 
 import pytest
 import torch
-
-from scripts.networks import PretrainingNetwork
-from scripts.networks.attention import MODES, core
-from scripts.networks.checkpointing import CHECKPOINTING
+from digar.networks import PretrainingNetwork
+from digar.networks.attention import MODES, core
+from digar.networks.checkpointing import CHECKPOINTING
 
 IMAGE, PREFIX = torch.rand(2, 1, 16, 8, 8, generator=torch.Generator().manual_seed(0)), torch.tensor([3, 90])
 

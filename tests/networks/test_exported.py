@@ -7,11 +7,11 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from digar.networks.exported import load_exported
 from monai.bundle import ConfigParser, ConfigWorkflow, ckpt_export, onnx_export
 from monai.data import load_net_with_metadata
 from torch import nn
 
-from scripts.networks.exported import load_exported
 from tests.conftest import ROOT, SMALL
 
 CONFIGS = ROOT / "configs"

@@ -13,11 +13,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from digar.networks import Backbone, PretrainingNetwork, SegmentationNetwork
+from digar.networks.weights import convert_published, load_weights
+from digar.training.losses import NextPatchLoss
 from torch import nn
-
-from scripts.losses import NextPatchLoss
-from scripts.networks import Backbone, PretrainingNetwork, SegmentationNetwork
-from scripts.networks.weights import convert_published, load_weights
 
 FOLDER = os.environ.get("DIGAR_GOLDEN")
 FILES = sorted(Path(FOLDER).glob("*.npz")) if FOLDER else []

@@ -6,11 +6,11 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
+from digar.networks import ClassificationNetwork, SegmentationNetwork
+from digar.networks.heads import LightHead, UnetrHead
+from digar.networks.heads.strides import doublings, stage_strides
+from digar.networks.patches import from_patches, to_patches
 
-from scripts.networks import ClassificationNetwork, SegmentationNetwork
-from scripts.networks.heads import LightHead, UnetrHead
-from scripts.networks.heads.strides import doublings, stage_strides
-from scripts.networks.patches import from_patches, to_patches
 from tests.networks import reference
 
 SIZE = {"hidden_size": 24, "num_layers": 2, "num_heads": 2}

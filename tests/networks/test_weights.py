@@ -10,10 +10,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor, nn
-
-from scripts.networks import Backbone, ClassificationNetwork, PretrainingNetwork, SegmentationNetwork
-from scripts.networks.weights import (
+from digar.networks import Backbone, ClassificationNetwork, PretrainingNetwork, SegmentationNetwork
+from digar.networks.weights import (
     convert_published,
     count_parameters,
     is_published,
@@ -21,6 +19,7 @@ from scripts.networks.weights import (
     load_weights,
     read_checkpoint,
 )
+from torch import Tensor, nn
 
 HIDDEN, LAYERS, PATCH, GRID = 24, 2, 4, 2
 SIZE = {"hidden_size": HIDDEN, "num_layers": LAYERS, "num_heads": 2}

@@ -1,0 +1,143 @@
+"""Volumes with a class each: a table of files (CSV), or a MedMNIST archive (.npz)."""
+
+import csv
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+from zipfile import BadZipFile
+
+import numpy as np
+from monai.data import MetaTensor
+
+from digar.data.datalists import Case, case_name, split_cases
+from digar.volumes.reading import read_volume
+
+PARTS = ("training", "validation", "test")
+MEDMNIST_PARTS = dict(zip(("train", "val", "test"), PARTS, strict=True))
+
+
+def classified_cases(dataset_dir: str | Path, classes: Sequence[str], validation_share: float, seed: int) -> list[Case]:
+    """Volumes with their class and part: ``{"image": path or volume, "label": index, "name": str, "part": str}``.
+
+    A table (``.csv``) has the columns ``file`` (from the table's folder on) and ``class``; if it has ``part``
+    (training, validation or test) that is the split, else one is drawn: class by class, and by ``patient`` where that
+    column is there, so that no patient is in both parts. A MedMNIST archive (``.npz``) brings its own three parts.
+
+    Args:
+        dataset_dir: the ``.csv`` or ``.npz`` file.
+        classes: names of the classes as the table writes them, in the network's order; an archive's 0, 1, ... are the
+            first, second, ... of them.
+        validation_share, seed: of the drawn split, see :func:`digar.data.datalists.split_cases`.
+
+    Raises:
+        FileNotFoundError: the file, or an image of the table, is missing.
+        ValueError: another kind of file, a missing column, an unknown class or part, or a patient with two classes.
+    """
+    path = Path(dataset_dir)
+    if not path.is_file() or path.suffix not in (".csv", ".npz"):
+        raise FileNotFoundError(
+            f"dataset_dir {path} must be a table (.csv with the columns file and class) or a MedMNIST archive (.npz)"
+        )
+    if path.suffix == ".npz":
+        return _archive_cases(path, classes)
+    return _table_cases(path, classes, validation_share, seed)
+
+
+def _table_cases(path: Path, classes: Sequence[str], validation_share: float, seed: int) -> list[Case]:
+    with path.open(newline="", encoding="utf-8-sig") as stream:
+        rows = list(csv.DictReader(stream))
+    if not rows or not {"file", "class"} <= set(rows[0]):
+        raise ValueError(f"{path} must have the columns file and class, and a row per volume")
+    cases, patients = [], {}
+    for number, row in enumerate(rows, start=2):
+        if row["class"] not in classes:
+            raise ValueError(
+                f"{path}, line {number}: class {row['class']!r} is none of {', '.join(classes)}: correct it, or pass "
+                "all class names, --classes \"['no','yes']\""
+            )
+        if row.get("part", PARTS[0]) not in PARTS:
+            raise ValueError(f"{path}, line {number}: part {row['part']!r} must be one of {', '.join(PARTS)}")
+        file = path.parent / row["file"]
+        case = {"image": str(file), "label": list(classes).index(row["class"]), "name": case_name(file)}
+        cases.append(case | {"part": row.get("part", PARTS[0])})
+        patients.setdefault(row.get("patient") or str(file), []).append(cases[-1])
+    missing = [case["image"] for case in cases if not Path(case["image"]).exists()]
+    if missing:
+        raise FileNotFoundError(f"{path} lists files that are missing: {', '.join(missing)}")
+    if "part" not in rows[0]:
+        _draw_parts(path, patients, validation_share, seed)
+    return cases
+
+
+def _draw_parts(path: Path, patients: dict[str, list[Case]], validation_share: float, seed: int) -> None:
+    """Set the part of every case, class by class and patient by patient."""
+    by_class: dict[int, list[Case]] = {}
+    for patient, own in patients.items():
+        if len({case["label"] for case in own}) > 1:
+            raise ValueError(f"{path}: patient {patient} has volumes of two classes: give the split in a column part")
+        by_class.setdefault(own[0]["label"], []).append({"cases": own})
+    for groups in by_class.values():
+        for group in split_cases(groups, validation_share, seed, "validation"):
+            for case in group["cases"]:
+                case["part"] = "validation"
+
+
+def _archive_cases(path: Path, classes: Sequence[str]) -> list[Case]:
+    cases: list[Case] = []
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            arrays = {
+                part: (archive[f"{key}_images"], archive[f"{key}_labels"].ravel())
+                for key, part in MEDMNIST_PARTS.items()
+            }
+    except (OSError, EOFError, ValueError, KeyError, BadZipFile, zlib.error) as error:
+        raise ValueError(f"{path} is no MedMNIST archive of volumes: {error}") from error
+    for part, (images, labels) in arrays.items():
+        if images.ndim != 4 or len(images) != len(labels):
+            raise ValueError(
+                f"{path}: the {part} images have shape {images.shape}, {len(labels)} labels: (N, X, Y, Z) is needed"
+            )
+        unknown = sorted(set(labels.tolist()) - set(range(len(classes))))
+        if unknown:
+            raise ValueError(f"{path} has the classes {unknown}, only {len(classes)} are named: pass all in --classes")
+        for index, (image, label) in enumerate(zip(images, labels, strict=True)):
+            cases.append({"image": image, "label": int(label), "name": f"{part}_{index:04d}", "part": part})
+    return cases
+
+
+def part_of(cases: Sequence[Case], part: str) -> list[Case]:
+    """The cases of one part: training, validation, test, or all.
+
+    Raises:
+        ValueError: the part is none of these.
+    """
+    if part not in (*PARTS, "all"):
+        raise ValueError(f"part {part!r} must be one of {', '.join(PARTS)} or all")
+    return [case for case in cases if part in (case["part"], "all")]
+
+
+def check_classes(cases: Sequence[Case], classes: Sequence[str], part: str) -> None:
+    """Refuse cases among which a class does not occur: it could not be learned, and its AUC is undefined.
+
+    Raises:
+        ValueError: names the classes and the part.
+    """
+    absent = [name for index, name in enumerate(classes) if not any(case["label"] == index for case in cases)]
+    if absent:
+        raise ValueError(
+            f"the {len(cases)} {part} cases hold no volume of class {', '.join(absent)}: add some, raise "
+            "validation_share or label_ratio, or leave the class out"
+        )
+
+
+def as_volume(image: str | np.ndarray) -> MetaTensor:
+    """A file, or the voxels ``(X, Y, Z)`` of an archive (1 mm assumed), as ``(C, X, Y, Z)`` float32."""
+    if isinstance(image, str):
+        return read_volume(image)
+    return MetaTensor(np.asarray(image, np.float32)[None], affine=np.eye(4))
+
+
+def without_metadata(case: dict[str, Any]) -> dict[str, Any]:
+    """The case as the network takes it: a plain image, its class and its name."""
+    return {"image": case["image"].as_tensor(), "label": case["label"], "name": case["name"]}

@@ -1,0 +1,273 @@
+"""Which files a run uses: labelled MSD tasks, folders of scans, the split by case, and their check before a run."""
+
+import json
+import random
+from collections.abc import Sequence
+from multiprocessing.pool import ThreadPool
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from digar.volumes.reading import VOLUME_SUFFIXES, VolumeError, is_dicom, read_volume, volume_suffix
+
+Case = dict[str, Any]
+GRID_TOLERANCE_MM = 0.1  # how far image and label may lie apart
+
+
+def _existing_folder(folder: str | Path) -> Path:
+    path = Path(folder)
+    if not path.is_dir():
+        raise FileNotFoundError(f"dataset_dir {path} is not a folder: pass --dataset_dir with the folder of your data")
+    return path
+
+
+def read_task(dataset_dir: str | Path) -> dict:
+    """The content of an MSD task's ``dataset.json``.
+
+    Raises:
+        FileNotFoundError: there is no such folder, or no ``dataset.json`` in it.
+        ValueError: the file is not JSON, or holds no object.
+    """
+    folder = _existing_folder(dataset_dir)
+    file = folder / "dataset.json"
+    if not file.is_file():
+        raise FileNotFoundError(
+            f"{folder} is no MSD task: it has no dataset.json (a task holds dataset.json, imagesTr and labelsTr)"
+        )
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:  # not JSON, or not UTF-8
+        raise ValueError(f"{file} is not valid JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{file} is no description of a task: it holds a {type(content).__name__}, not an object")
+    return content
+
+
+def _task_entries(folder: Path) -> list:
+    entries = read_task(folder).get("training", [])
+    if not entries:
+        raise ValueError(f"{folder / 'dataset.json'} lists no case under 'training': there is nothing to learn from")
+    return entries
+
+
+def _refuse_missing(folder: Path, cases: Sequence[Case]) -> None:
+    missing = [path for case in cases for path in case.values() if not Path(path).is_file()]
+    if missing:
+        raise FileNotFoundError(f"{folder / 'dataset.json'} lists files that are missing: {', '.join(missing)}")
+
+
+def labelled_cases(dataset_dir: str | Path) -> list[Case]:
+    """The labelled cases of an MSD task: ``{"image": path, "label": path}``, in the order of ``dataset.json``.
+
+    Raises:
+        FileNotFoundError: the folder, its ``dataset.json``, an image or a label is missing; all are named.
+        ValueError: the task lists no labelled case, or a case without a label.
+    """
+    folder = _existing_folder(dataset_dir)
+    entries = _task_entries(folder)
+    unlabelled = [
+        str(entry)
+        for entry in entries
+        if not (isinstance(entry, dict) and all(isinstance(entry.get(key), str) for key in ("image", "label")))
+    ]
+    if unlabelled:
+        raise ValueError(f"{folder / 'dataset.json'} lists images without a label: {', '.join(unlabelled)}")
+    cases = [{key: str(folder / entry[key]) for key in ("image", "label")} for entry in entries]
+    _refuse_missing(folder, cases)
+    return cases
+
+
+def scans(dataset_dir: str | Path) -> list[Case]:
+    """The scans of a folder (searched through) or the training images of an MSD task: ``{"image": path}``.
+
+    A task's order is that of :func:`labelled_cases`, so that one seed splits both alike and images held out in
+    fine-tuning are held out in pretraining too. Its labels are not looked for.
+
+    Raises:
+        FileNotFoundError: there is no such folder, no volume in it, or a listed image is missing.
+        ValueError: the task lists no image.
+    """
+    folder = _existing_folder(dataset_dir)
+    if not (folder / "dataset.json").is_file():
+        return [{"image": str(path)} for path in image_files(folder)]
+    entries = _task_entries(folder)
+    cases = [{"image": str(folder / (entry["image"] if isinstance(entry, dict) else entry))} for entry in entries]
+    _refuse_missing(folder, cases)
+    return cases
+
+
+def image_files(dataset_dir: str | Path) -> list[Path]:
+    """All volumes of a folder and its sub-folders, sorted; hidden files (macOS' ``._*``) are left out.
+
+    NIfTI, MetaImage and NRRD files, and folders that hold a DICOM series.
+
+    Raises:
+        FileNotFoundError: there is no such folder, or no volume in it.
+    """
+    folder = _existing_folder(dataset_dir)
+    found: set[Path] = set()
+    for file in folder.rglob("*"):
+        if file.name.startswith(".") or not file.is_file():
+            continue
+        if volume_suffix(file):
+            found.add(file)
+        elif file.parent not in found and file.name != "DICOMDIR" and is_dicom(file):
+            found.add(file.parent)
+    if not found:
+        raise FileNotFoundError(f"dataset_dir {folder} holds no image ({', '.join(VOLUME_SUFFIXES)} or DICOM series)")
+    return sorted(found)
+
+
+def case_name(path: str | Path) -> str:
+    """The file's name without its ending: ``a/b.nii.gz`` is case ``b``."""
+    name = Path(path).name
+    return name[: len(name) - len(volume_suffix(name) or "")]
+
+
+def split_cases(cases: Sequence[Case], validation_share: float, seed: int, part: str, fold: int = 0) -> list[Case]:
+    """The training or the validation part of the cases, drawn by case with a fixed seed.
+
+    Args:
+        cases: all cases.
+        validation_share: share held out, in [0, 1); at least one case where it is positive.
+        seed: draws the split; the same for pretraining and fine-tuning keeps held-out images unseen in both.
+        part: ``training``, ``validation`` or ``all``.
+        fold: which share of the shuffled cases is held out: 0, 1, ... below ``1 / validation_share``. With a share of
+            0.2 every case is held out in one of five folds.
+
+    Raises:
+        ValueError: the share, the fold or the part is not one of these, or nothing is left to train on.
+    """
+    if not 0 <= validation_share < 1:
+        raise ValueError(f"validation_share {validation_share} must be at least 0 and below 1")
+    if part == "all":
+        return list(cases)
+    if fold < 0 or (fold and not 0 < (fold + 1) * validation_share < 1 + 1e-9):
+        raise ValueError(f"fold {fold}: with validation_share {validation_share} there is no such fold")
+    order = list(range(len(cases)))
+    random.Random(seed).shuffle(order)
+    first, end = (round(len(cases) * validation_share * number) for number in (fold, fold + 1))
+    held_out = set(order[first : max(end, first + 1)]) if validation_share else set()
+    if len(held_out) >= len(cases):
+        raise ValueError(
+            f"{len(cases)} cases and validation_share {validation_share} leave none to train on: "
+            "add cases, or pass --validation_share 0"
+        )
+    if part not in ("training", "validation"):
+        raise ValueError(f"part {part!r} must be training, validation or all")
+    return [case for i, case in enumerate(cases) if (i in held_out) == (part == "validation")]
+
+
+def label_subset(cases: Sequence[Case], label_ratio: float, seed: int) -> list[Case]:
+    """A share of the labelled training cases (at least one), drawn with a fixed seed; smaller shares are nested.
+
+    Raises:
+        ValueError: ``label_ratio`` outside (0, 1].
+    """
+    if not 0 < label_ratio <= 1:
+        raise ValueError(f"label_ratio {label_ratio} must be above 0 and at most 1")
+    order = list(range(len(cases)))
+    random.Random(seed).shuffle(order)
+    return [cases[i] for i in sorted(order[: max(round(len(cases) * label_ratio), 1)])]
+
+
+def labelled_part(
+    dataset_dir: str | Path,
+    num_classes: int,
+    validation_share: float,
+    seed: int,
+    part: str,
+    label_ratio: float = 1.0,
+    label_seed: int = 0,
+    fold: int = 0,
+) -> list[Case]:
+    """The labelled cases of an MSD task that a run works on.
+
+    Args:
+        dataset_dir: the task.
+        num_classes: of the network.
+        validation_share: share held out; see :func:`split_cases`.
+        seed: draws the split.
+        part: ``training``, ``validation`` or ``all``.
+        label_ratio: share of the part that is used; see :func:`label_subset`.
+        label_seed: draws that share, apart from the split, so that several draws keep the same cases held out.
+        fold: which share is held out; see :func:`split_cases`.
+
+    Raises:
+        FileNotFoundError: see :func:`labelled_cases`.
+        ValueError: see these functions and :func:`check_label_names`.
+    """
+    check_label_names(dataset_dir, num_classes)
+    cases = split_cases(labelled_cases(dataset_dir), validation_share, seed, part, fold)
+    return label_subset(cases, label_ratio, label_seed)
+
+
+def check_label_names(dataset_dir: str | Path, num_classes: int) -> None:
+    """Refuse a task whose ``dataset.json`` names another number of labels than the network has classes.
+
+    Raises:
+        ValueError: names both numbers.
+    """
+    folder = _existing_folder(dataset_dir)
+    names = read_task(folder).get("labels", {})
+    if names and len(names) != num_classes:
+        raise ValueError(
+            f"{folder / 'dataset.json'} names {len(names)} labels ({', '.join(map(str, names.values()))}), "
+            f"num_classes is {num_classes}: pass --num_classes {len(names)}"
+        )
+
+
+def label_names(dataset_dir: str | Path, num_classes: int) -> list[str]:
+    """The names of the labels 1, 2, ... of an MSD task; ``label 1``, ... where ``dataset.json`` has none.
+
+    Raises:
+        ValueError: see :func:`check_label_names`.
+    """
+    check_label_names(dataset_dir, num_classes)
+    names = read_task(dataset_dir).get("labels", {})
+    return [str(names.get(str(value), f"label {value}")) for value in range(1, num_classes)]
+
+
+def check_case(case: Case, num_classes: int) -> str | None:
+    """What is wrong with a labelled case, with its path, or None.
+
+    Image and label must share their grid (shape, and affine within 0.1 mm at the corners), and the label hold whole
+    numbers from 0 to ``num_classes - 1``.
+    """
+    try:
+        image, label = (read_volume(case[key]) for key in ("image", "label"))
+    except VolumeError as error:
+        return str(error)
+    shape, label_shape = tuple(image.shape[1:]), tuple(label.shape[1:])
+    if shape != label_shape:
+        return f"{case['label']} has shape {label_shape}, its image {case['image']} has {shape}"
+    corners = torch.tensor([[*shape, 1], [0, 0, 0, 1]], dtype=torch.float64)
+    distance = float((corners @ (image.affine - label.affine).T).abs().max())
+    if distance > GRID_TOLERANCE_MM:
+        return f"{case['label']} lies {distance:.1f} mm apart from its image {case['image']}: resample it to that grid"
+    values = np.unique(label.numpy())
+    wrong = values[~np.isin(values, np.arange(num_classes))]
+    if wrong.size:
+        return (
+            f"{case['label']} holds the values {', '.join(f'{v:g}' for v in wrong[:5])}, "
+            f"num_classes is {num_classes} (0 to {num_classes - 1}): correct the label or pass --num_classes"
+        )
+    return None
+
+
+def check_cases(cases: Sequence[Case], num_classes: int) -> None:
+    """Check every labelled case before a run; see :func:`check_case`.
+
+    Raises:
+        ValueError: there is no case; or it names every case that does not fit, and why.
+    """
+    if not cases:
+        raise ValueError("there is no labelled case to work on: label one first")
+    with ThreadPool() as pool:
+        results = pool.imap(lambda case: check_case(case, num_classes), cases)
+        problems = [p for p in tqdm(results, total=len(cases), desc="checking labels", leave=False) if p]
+    if problems:
+        raise ValueError(f"{len(problems)} of {len(cases)} cases cannot be used:\n" + "\n".join(problems))

@@ -1,0 +1,58 @@
+"""One table from the evaluations of several folds.
+
+python -m digar.evaluation.pool runs/fold_*/evaluation --output runs/folds
+"""
+
+import argparse
+import csv
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+from digar.evaluation.segmentation import METRICS, Score
+from digar.evaluation.tables import MEAN, summary_lines, write_scores
+
+
+def read_scores(folder: str | Path) -> list[Score]:
+    """The scores of every case and label that an evaluation wrote to ``folder/cases.csv``; an empty field is NaN.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is no table of segmentation scores.
+    """
+    file = Path(folder) / "cases.csv"
+    if not file.is_file():
+        raise FileNotFoundError(f"{file} is missing: give the output_dir of an evaluation")
+    with file.open(newline="", encoding="utf-8") as stream:
+        reader = csv.DictReader(stream)
+        if tuple(reader.fieldnames or ()) != Score._fields:
+            raise ValueError(f"{file} has the columns {reader.fieldnames}, not those of a segmentation's evaluation")
+        rows = [row for row in reader if row["label"] != MEAN]
+    return [Score(**row | {metric: float(row[metric] or math.nan) for metric in METRICS}) for row in rows]
+
+
+def pool(folders: Sequence[str | Path], output: str | Path) -> list[str]:
+    """Write ``cases.csv`` and ``summary.csv`` over the cases of all folders; return the summary for the screen.
+
+    Raises:
+        FileNotFoundError, ValueError: see :func:`read_scores`.
+        ValueError: a case is in two folders, so that they are no folds of one cross-validation.
+    """
+    found: dict[str, str | Path] = {}
+    scores = []
+    for folder in folders:
+        own = read_scores(folder)
+        for case in dict.fromkeys(score.case for score in own):
+            if case in found:
+                raise ValueError(f"{case} is in {found[case]} and in {folder}: the folds must not share cases")
+            found[case] = folder
+        scores += own
+    return [f"{len(found)} cases of {len(folders)} evaluations", *summary_lines(write_scores(Path(output), scores))]
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folders", nargs="+", help="output_dir of an evaluation each")
+    parser.add_argument("--output", required=True, help="folder for cases.csv and summary.csv")
+    given = parser.parse_args()
+    print("\n".join(pool(given.folders, given.output)))

@@ -1,0 +1,118 @@
+"""Scores as tables: one row per case and label, and a summary of them."""
+
+import csv
+import math
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from digar.evaluation.segmentation import METRICS, Score
+from digar.volumes.files import whole_file
+
+MEAN = "mean"  # stands as a label for the mean over a case's labels
+LOWER_IS_BETTER = ("hd95_mm", "assd_mm")
+NEITHER = ("volume_ml", "true_volume_ml")  # no case is worst in them
+SUMMARY_COLUMNS = (
+    *("label", "metric", "mean", "std", "median", "worst", "worst_case", "cases"),
+    *("both_empty", "truth_empty", "prediction_empty"),
+)
+
+
+def defined_mean(values: Iterable[float]) -> float:
+    """The mean of what is not NaN; NaN where nothing is left."""
+    defined = [value for value in values if not math.isnan(value)]
+    return float(np.mean(defined)) if defined else math.nan
+
+
+def case_means(scores: Sequence[Score]) -> list[Score]:
+    """For each case the mean of every metric over the labels that define it; volumes are left out."""
+    by_case: dict[str, list[Score]] = {}
+    for score in scores:
+        by_case.setdefault(score.case, []).append(score)
+    averaged = [metric for metric in METRICS if "volume" not in metric]
+    return [
+        Score(case, MEAN, **{metric: defined_mean(getattr(score, metric) for score in own) for metric in averaged})
+        for case, own in by_case.items()
+    ]
+
+
+def worst_of(metric: str, scores: Sequence[Score]) -> Score:
+    """The case that is worst in a metric: the lowest overlap, the largest distance, the volume furthest off."""
+
+    def badness(score: Score) -> float:
+        value = getattr(score, metric)
+        return abs(value) if metric == "volume_error_ml" else value if metric in LOWER_IS_BETTER else -value
+
+    return max(scores, key=badness)
+
+
+def summarise(scores: Sequence[Score]) -> list[dict[str, Any]]:
+    """A row per label and metric, the mean over labels last: mean, spread, median and worst over the cases.
+
+    Cases where a metric is undefined are left out of it; ``cases`` counts those that are in. The empty masks of a label
+    are counted beside it.
+    """
+    rows = []
+    by_label: dict[str, list[Score]] = {}
+    for score in [*scores, *case_means(scores)]:
+        by_label.setdefault(score.label, []).append(score)
+    for label, own in by_label.items():
+        counts = {f"{kind}_empty": sum(s.empty == kind for s in own) for kind in ("both", "truth", "prediction")}
+        for metric in METRICS:
+            if label == MEAN and "volume" in metric:
+                continue
+            defined = [score for score in own if not math.isnan(getattr(score, metric))]
+            row: dict[str, Any] = dict.fromkeys(SUMMARY_COLUMNS, "") | {"label": label, "metric": metric}
+            row |= {"cases": len(defined)} | (counts if label != MEAN else {})
+            if defined:
+                values = np.array([getattr(score, metric) for score in defined])
+                row |= {"mean": values.mean(), "std": values.std(), "median": np.median(values)}
+                if metric not in NEITHER:
+                    worst = worst_of(metric, defined)
+                    row |= {"worst": getattr(worst, metric), "worst_case": worst.case}
+            rows.append(row)
+    return rows
+
+
+def summary_lines(summary: Sequence[dict[str, Any]]) -> list[str]:
+    """The summary for the screen: a line per label and metric."""
+    lines = [f"{'label':<20} {'metric':<16} {'mean':>8} {'median':>8} {'worst':>8}  worst case"]
+    for row in summary:
+        numbers = " ".join(f"{row[key]:8.3f}" if row[key] != "" else f"{'':8}" for key in ("mean", "median", "worst"))
+        lines.append(f"{row['label']:<20} {row['metric']:<16} {numbers}  {row['worst_case']}")
+    for row in summary:
+        if row["metric"] == "dice" and row["label"] != MEAN:
+            both, truth, prediction = (row[f"{kind}_empty"] for kind in ("both", "truth", "prediction"))
+            if both or truth or prediction:
+                lines.append(
+                    f"{row['label']}: not scored in {both} cases (in neither mask); Dice 0 and no distance in "
+                    f"{truth} cases (not in the truth) and {prediction} cases (not in the prediction)"
+                )
+    return lines
+
+
+def write_table(path: str | Path, columns: Sequence[str], rows: Iterable[dict[str, Any]]) -> None:
+    """Write a CSV file, to a temporary name that is renamed; its folder is made. NaN becomes an empty field."""
+    with whole_file(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as stream:
+        writer = csv.DictWriter(stream, columns)
+        writer.writeheader()
+        for row in rows:
+            writer.writerow({key: _field(value) for key, value in row.items()})
+
+
+def _field(value: Any) -> Any:
+    if isinstance(value, float):
+        return "" if math.isnan(value) else f"{value:.6g}"
+    return value
+
+
+def write_scores(folder: str | Path, scores: Sequence[Score]) -> list[dict[str, Any]]:
+    """Write ``cases.csv`` and ``summary.csv`` into a folder and return the summary."""
+    folder = Path(folder)
+    summary = summarise(scores)
+    rows = sorted([*scores, *case_means(scores)], key=lambda score: score.case)  # stable: the mean stays last
+    write_table(folder / "cases.csv", Score._fields, (score._asdict() for score in rows))
+    write_table(folder / "summary.csv", SUMMARY_COLUMNS, summary)
+    return summary

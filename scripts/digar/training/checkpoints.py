@@ -1,0 +1,291 @@
+"""Files a training writes: the best weights and the states to resume from. Nothing half-written, nothing lost."""
+
+import logging
+import os
+import shutil
+import time
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import ignite.distributed as idist
+import torch
+from ignite.engine import Engine, Events
+from torch import nn
+from torch.utils.data import DataLoader
+
+logger = logging.getLogger(__name__)
+
+
+def save_atomically(content: Any, path: str | Path) -> None:
+    """``torch.save`` to a temporary name beside ``path``, then rename: the file is always whole.
+
+    Raises:
+        OSError: the disk is full or the folder cannot be written; it names the file, which is then untouched.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as stream:
+            torch.save(content, stream)
+            stream.flush()
+            os.fsync(stream.fileno())
+        temporary.replace(path)
+    except (OSError, RuntimeError) as error:
+        # torch.save ends a failed write by an error of its own and hides the system's behind it
+        reason = error if isinstance(error, OSError) else error.__context__
+        if not isinstance(reason, OSError):
+            raise
+        free = shutil.disk_usage(path.parent).free / 2**20
+        advice = (
+            f"cannot be written: {reason.strerror}. {free:.0f} MiB are free there; what stood there before is whole"
+        )
+        raise OSError(reason.errno, advice, str(path)) from None
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def is_whole(path: str | Path) -> bool:
+    """Whether every byte of a file of ``torch.save`` is what was written, by the checksums in it.
+
+    ``torch.load`` does not look at them: a file cut short is an error of many kinds, one with a wrong block is loaded.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return archive.testzip() is None
+    except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError, ValueError):
+        return False
+
+
+def keep_former(path: str | Path) -> Path | None:
+    """Move an existing file, dated, into the sub-folder ``former`` beside it; returns where it is now."""
+    path = Path(path)
+    if not path.exists():
+        return None
+    written = time.strftime("%Y-%m-%d_%H-%M-%S", time.localtime(path.stat().st_mtime))
+    kept = path.parent / "former" / f"{path.stem}_{written}{path.suffix}"
+    number = 1
+    while kept.exists():
+        kept = kept.with_name(f"{path.stem}_{written}_{number}{path.suffix}")
+        number += 1
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    path.replace(kept)
+    logger.info("former weights %s are kept as %s", path, kept)
+    return kept
+
+
+class BestWeights:
+    """Write the network's weights, a raw state dict, whenever the validation metric improves.
+
+    The first write of a new run moves a file that is already there into ``former/``, dated; a resumed run goes on with
+    its own. Without any validation, the last weights are written when the last epoch ends.
+
+    Args:
+        network: its weights are written.
+        weights_file: path of the weights.
+        metric: the evaluator's metric that decides; None to write at the end only.
+        smaller_is_better: True for a loss.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        weights_file: str | Path,
+        metric: str | None,
+        smaller_is_better: bool = False,
+    ) -> None:
+        self.network = network
+        self.weights_file = Path(weights_file)
+        self.metric = metric
+        self.sign = -1.0 if smaller_is_better else 1.0
+        self.best: float | None = None
+        self.evaluator: Engine | None = None
+
+    def attach(self, trainer: Engine, evaluator: Engine | None = None) -> None:
+        self.evaluator = evaluator
+        if evaluator is not None:
+            evaluator.add_event_handler(Events.COMPLETED, self.validated)
+        trainer.add_event_handler(Events.EPOCH_COMPLETED, self.epoch_completed)
+
+    def state_dict(self) -> dict[str, float | None]:
+        """The best score, and MONAI's record of it (value and epoch), which its log shows."""
+        record = self.evaluator.state if self.evaluator is not None else None
+        return {
+            "best": self.best,
+            "best_metric": None if record is None else float(record.best_metric),
+            "best_metric_epoch": None if record is None else record.best_metric_epoch,
+        }
+
+    def load_state_dict(self, state: dict[str, float | None]) -> None:
+        self.best = state["best"]
+        if self.evaluator is not None:
+            self.evaluator.state.best_metric = state["best_metric"]
+            self.evaluator.state.best_metric_epoch = state["best_metric_epoch"]
+
+    def validated(self, evaluator: Engine) -> None:
+        """Write if the metric is better than ever; a metric that is not a number never is."""
+        score = self.sign * float(evaluator.state.metrics[self.metric])
+        if score != score or (self.best is not None and score <= self.best):
+            return
+        self._write(first=self.best is None)
+        self.best = score
+
+    def epoch_completed(self, trainer: Engine) -> None:
+        """Write the last weights if no validation ever did."""
+        if self.best is None and trainer.state.epoch == trainer.state.max_epochs:
+            self._write(first=True)
+
+    @idist.one_rank_only()
+    def _write(self, first: bool) -> None:
+        if first:
+            keep_former(self.weights_file)
+        save_atomically(self.network.state_dict(), self.weights_file)
+        logger.info("weights written to %s", self.weights_file)
+
+
+class TrainingState:
+    """Save network, optimizer, scheduler, trainer and best score every few minutes and after every epoch; resume.
+
+    A resumed training computes what it would have computed without the stop: the loader's sampler leaves out what the
+    epoch has seen (:class:`digar.data.sampler.ResumableSampler`), samples depend on (seed, epoch, index) and the
+    network's own draws on (seed, step) alone (:class:`digar.training.step_seed.StepSeed`).
+
+    Args:
+        folder: where ``step_NNNNNNN.pt`` go, one for each state that is kept.
+        objects: what has ``state_dict`` and ``load_state_dict``, the trainer among them under ``trainer``.
+        loader: of the training, with a ``ResumableSampler``.
+        keep: how many of the last states stay.
+        save_minutes: between two states within an epoch.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        objects: dict[str, Any],
+        loader: DataLoader,
+        keep: int = 2,
+        save_minutes: float = 10.0,
+    ) -> None:
+        if keep < 1:
+            raise ValueError(f"keep_states is {keep}: at least one state must be kept")
+        self.folder = Path(folder)
+        self.objects = objects
+        self.loader = loader
+        self.keep = keep
+        self.save_minutes = save_minutes
+        self.saved_at = time.monotonic()
+
+    def attach(self, trainer: Engine) -> None:
+        trainer.add_event_handler(Events.ITERATION_COMPLETED, self.iteration_completed)
+        trainer.add_event_handler(Events.EPOCH_COMPLETED, self.save)
+
+    @property
+    def data(self) -> dict[str, int]:
+        """What gives a position within an epoch its meaning."""
+        sampler = self.loader.sampler
+        return {
+            "samples": len(sampler.dataset),
+            "samples_per_step": self.loader.batch_size * sampler.num_replicas,
+        }
+
+    @property
+    def complete(self) -> bool:
+        """Whether the training has reached its last step."""
+        trainer = self.objects["trainer"].state
+        return trainer.iteration >= trainer.max_epochs * trainer.epoch_length
+
+    def files(self) -> list[Path]:
+        """The states there are, the last one first."""
+        return sorted(self.folder.glob("step_*.pt"), reverse=True)
+
+    def iteration_completed(self, trainer: Engine) -> None:
+        """Save if it is time; the last step of an epoch is saved with its validation, when the epoch ends."""
+        within_epoch = trainer.state.iteration % trainer.state.epoch_length != 0
+        if within_epoch and time.monotonic() - self.saved_at >= 60 * self.save_minutes:
+            self.save(trainer)
+
+    @idist.one_rank_only()
+    def save(self, trainer: Engine) -> None:
+        """Write the state of every object; remove the states before the last ones."""
+        state = {name: item.state_dict() for name, item in self.objects.items()}
+        written = self.folder / f"step_{trainer.state.iteration:07d}.pt"
+        save_atomically({**state, "data": self.data}, written)
+        self.saved_at = time.monotonic()
+        others = [file for file in self.files() if file != written]
+        earlier = [file for file in others if file < written]
+        for file in others:
+            if file not in earlier[: self.keep - 1]:
+                file.unlink()
+        for leftover in self.folder.glob(".step_*.tmp"):  # of a run that was killed while it wrote
+            leftover.unlink()
+
+    def begin(self, resume: bool | str) -> None:
+        """Go on from the last state, or begin anew.
+
+        Args:
+            resume: True to go on; False to begin anew, when states of a former run are moved into ``former/``; "auto"
+                to go on if there is a state, for commands that a scheduler starts again.
+
+        Raises:
+            FileNotFoundError: there is no state to resume from.
+            ValueError: no state can be read, or it belongs to another network, other data or a run of another length.
+        """
+        if resume not in (True, False, "auto"):
+            raise ValueError(f"resume is {resume!r}: it must be True, False or auto")
+        if resume is True and not self.files():
+            raise FileNotFoundError(
+                f"there is no training state in {self.folder}: correct --output_dir, or start without --resume True"
+            )
+        if resume and self.files():
+            self._resume()
+        else:  # only when the training starts: a workflow may be initialised to be looked at
+            self.objects["trainer"].add_event_handler(Events.STARTED, self._set_former_apart)
+
+    @idist.one_rank_only()
+    def _set_former_apart(self, trainer: Engine) -> None:
+        keep_former(self.folder)
+
+    def _resume(self) -> None:
+        file, state = self._last_readable()
+        trainer, planned = state["trainer"], self.objects["trainer"].state
+        if trainer["max_epochs"] != planned.max_epochs:
+            raise ValueError(
+                f"{file} belongs to a run of {trainer['max_epochs']} epochs, its learning rate was planned "
+                f"for them: resume with --max_epochs {trainer['max_epochs']} instead of {planned.max_epochs}"
+            )
+        data, processes = state["data"], self.loader.sampler.num_replicas
+        if data["samples"] != self.data["samples"]:
+            raise ValueError(
+                f"{file} belongs to a run on {data['samples']} cases, now there are {self.data['samples']}: resume "
+                "with the same dataset_dir, label_ratio, validation_share and split_seed"
+            )
+        if data["samples_per_step"] != self.data["samples_per_step"]:
+            raise ValueError(
+                f"{file} belongs to a run of {data['samples_per_step']} samples per step, over all processes; this one "
+                f"has {self.data['samples_per_step']}: resume with --batch_size "
+                f"{data['samples_per_step'] / processes:g} for {processes} process{'es' * (processes > 1)}"
+            )
+        for name, item in self.objects.items():
+            try:
+                item.load_state_dict(state[name])
+            except (KeyError, RuntimeError, ValueError) as error:
+                raise ValueError(f"{file} is the state of another {name}: {error}") from None
+        steps = trainer["iteration"] % trainer["epoch_length"]
+        epoch = trainer["iteration"] // trainer["epoch_length"] + 1
+        self.loader.sampler.skip(epoch, steps * self.loader.batch_size)
+        total = trainer["max_epochs"] * trainer["epoch_length"]
+        logger.info("training resumes from %s, after step %d of %d", file, trainer["iteration"], total)
+
+    def _last_readable(self) -> tuple[Path, dict[str, Any]]:
+        """The last state that is whole; a broken one (a full disk, a power cut) is passed over with a warning."""
+        for file in self.files():
+            if is_whole(file):
+                try:
+                    return file, torch.load(file, map_location="cpu", weights_only=True)
+                except (RuntimeError, ValueError) as error:
+                    logger.warning("%s", error)
+            logger.warning("the training state %s is damaged: going back to the one before it", file)
+        raise ValueError(
+            f"every training state in {self.folder} is damaged: start without --resume, they are then moved to former/"
+        )

@@ -1,0 +1,105 @@
+"""A training that a signal stops cleanly: it finishes its step, saves its state and says how to go on."""
+
+import logging
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+import ignite.distributed as idist
+from ignite.engine import Engine, Events
+
+from digar.training.checkpoints import TrainingState
+
+logger = logging.getLogger(__name__)
+SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)]
+
+
+class TrainingRun:
+    """Run a trainer to its end, or until SIGTERM, SIGUSR1 (which schedulers can send ahead of time) or Ctrl-C.
+
+    Then the step is finished (a validation too), the state saved, and :meth:`leave` ends the program with 128 + the
+    signal's number, as shells do. A second Ctrl-C leaves at once. One process that is told to stop stops all.
+
+    Args:
+        trainer: what runs.
+        state: attached to the trainer before this.
+    """
+
+    def __init__(self, trainer: Engine, state: TrainingState) -> None:
+        self.trainer = trainer
+        self.state = state
+        self.received = 0
+        self.stopped_by = 0
+
+    def start(self) -> None:
+        """Run the trainer; a training that is complete is left as it is."""
+        if self.state.complete:
+            logger.info("the training is complete: nothing is left to do")
+            return
+        self.trainer.add_event_handler(Events.ITERATION_COMPLETED, self.iteration_completed)
+        self.trainer.add_event_handler(Events.EPOCH_COMPLETED, self.epoch_completed)
+        with self.listening():
+            self.trainer.run()
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Take the signals; Python lets only the main thread do so, elsewhere the program keeps its own ways."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        former = {number: signal.signal(number, self.receive) for number in SIGNALS}
+        try:
+            yield
+        finally:
+            for number, handler in former.items():
+                signal.signal(number, handler)
+
+    def receive(self, number: int, frame: FrameType | None) -> None:
+        """Note the signal: little else is safe wherever the program may be (a write past Python's buffers is)."""
+        if number == signal.SIGINT and self.received == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.received = number
+        name = signal.Signals(number).name
+        os.write(2, f"\n{name}: finishing this step and saving; Ctrl-C twice leaves at once\n".encode())
+
+    def iteration_completed(self, trainer: Engine) -> None:
+        """Stop within an epoch; its last step is followed by the validation, which belongs to the state."""
+        self._agree()
+        if self.stopped_by and trainer.state.iteration % trainer.state.epoch_length:
+            self.state.save(trainer)
+            self._stop(trainer)
+
+    def epoch_completed(self, trainer: Engine) -> None:
+        """Stop between epochs, where the state is saved already."""
+        self._agree()
+        if self.stopped_by and not self.state.complete:
+            self._stop(trainer)
+
+    def _agree(self) -> None:
+        """All processes stop at the same step, whichever got the signal."""
+        self.stopped_by = idist.all_reduce(int(self.received), "MAX")
+
+    def _stop(self, trainer: Engine) -> None:
+        idist.barrier()  # the first process has written the state before another one's end can take it along
+        total = trainer.state.max_epochs * trainer.state.epoch_length
+        logger.info(
+            "stopped by %s after step %d of %d; the state is in %s, the same command with --resume True goes on",
+            signal.Signals(self.stopped_by).name,
+            trainer.state.iteration,
+            total,
+            self.state.folder,
+        )
+        trainer.terminate(skip_completed=True)
+
+    def leave(self) -> None:
+        """End the program if the training was stopped: the last thing that a workflow does.
+
+        Raises:
+            SystemExit: with 128 + the signal's number (143 for SIGTERM).
+        """
+        if self.stopped_by and not self.state.complete:
+            sys.exit(128 + self.stopped_by)

@@ -1,1 +1,0 @@
-"""Ignite handlers that MONAI lacks: checkpoints, gradient clipping, curves, pictures."""

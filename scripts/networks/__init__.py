@@ -1,6 +1,0 @@
-"""The network, in the order of the forward pass: patches, position, attention, transformer, heads, tasks; weights."""
-
-from scripts.networks.tasks import ClassificationNetwork, PretrainingNetwork, SegmentationNetwork
-from scripts.networks.transformer import SIZES, Backbone
-
-__all__ = ["SIZES", "Backbone", "ClassificationNetwork", "PretrainingNetwork", "SegmentationNetwork"]

@@ -1,5 +1,0 @@
-"""Dilated-gated attention: the shared function (core), one module per mode, and the gated layer."""
-
-from scripts.networks.attention.gated import MODES, GatedAttention, ResidualGate, branches, build_branch
-
-__all__ = ["MODES", "GatedAttention", "ResidualGate", "branches", "build_branch"]

@@ -1,0 +1,90 @@
+"""The page of a run: whole without a network, small enough for a thousand images, safe against odd names."""
+
+import base64
+import csv
+import io
+import json
+import re
+
+import numpy as np
+from digar.inference.journal import DONE, FAILED, Outcome
+from digar.inference.page import report_page
+from digar.inference.report import write_reports
+from digar.volumes.thumbnails import thumbnail
+from PIL import Image
+
+LABELS = {1: "front", 2: "back"}
+FACTS = {"images": 3, "done": 2, "failed": 1, "not_run": 0, "seconds": 4.2, "settings": {"overlap": 0.25}}
+
+
+def outcome(name: str = "a.nii", picture: str = "") -> Outcome:
+    return Outcome(
+        name, DONE, mask="a_mask.nii.gz", shape=[4, 5, 6], volumes_ml={"front": 1.5, "back": 0.25},
+        seconds={"reading": 0.5, "network": 1.0, "writing": 9.0}, thumbnail=picture,
+    )  # fmt: skip
+
+
+def picture(seed: int = 0) -> str:
+    rng = np.random.default_rng(seed)
+    image = rng.random((48, 60, 40)).astype(np.float32)
+    mask = np.zeros((48, 60, 40), np.uint8)
+    mask[10:30, 20:40, 5:25], mask[12:20, 22:30, 8:20] = 1, 2
+    return thumbnail(image, mask, (1, 1, 1.5))
+
+
+def test_a_thumbnail_shows_three_planes_with_the_labels_in_colour():
+    with Image.open(io.BytesIO(base64.b64decode(picture()))) as shown:
+        assert shown.format == "JPEG"
+        assert shown.size == (330, 110)
+        pixels = np.asarray(shown).astype(int)
+    coloured = np.abs(pixels[..., 0] - pixels[..., 2]) > 40
+    assert all(coloured[:, start : start + 110].any() for start in (0, 110, 220))
+    assert not coloured.all()
+
+
+def test_a_thumbnail_of_an_empty_mask_shows_the_middle():
+    assert thumbnail(np.random.default_rng(0).random((9, 9, 9)), np.zeros((9, 9, 9), np.uint8), (1, 1, 1))
+
+
+def test_a_page_of_a_thousand_pictured_images_is_below_15_megabytes():
+    pictures = [picture(seed) for seed in range(4)]  # of noise: the largest JPEG there is
+    page = report_page(FACTS, [outcome(f"{i}.nii", pictures[i % 4]) for i in range(1000)], LABELS)
+    assert len(page.encode()) < 15e6
+    assert page.count("<tr") == 1001
+    assert page.count("data:image/jpeg") > 500
+
+
+def test_a_page_asks_nothing_of_a_network():
+    page = report_page(FACTS, [outcome(picture=picture())], LABELS)
+    assert re.findall(r'(?:src|href)="(?!data:)|https?://|@import|url\(', page) == []
+
+
+def test_names_and_reasons_are_text_not_code():
+    page = report_page(FACTS, [Outcome("<script>a</script>.nii", FAILED, "<b>bad</b>")], {1: "<i>"})
+    assert "<script>a" not in page
+    assert "<b>bad" not in page
+    assert "<i>" not in page
+    assert 'class="failed"' in page
+
+
+def test_without_thumbnails_there_is_no_picture_at_all():
+    assert "image/jpeg" not in report_page(FACTS, [outcome()], LABELS)
+
+
+def test_the_tables_hold_volumes_and_reasons(tmp_path):
+    write_reports(tmp_path, FACTS, [outcome(), Outcome("b.nii", FAILED, "is empty", ["odd"])], LABELS)
+    rows = list(csv.DictReader((tmp_path / "report.csv").open()))
+    assert [(r["file"], r["status"], r["reason"], r["front ml"]) for r in rows] == [
+        ("a.nii", "done", "", "1.5"),
+        ("b.nii", "failed", "is empty", ""),
+    ]
+    volumes = list(csv.DictReader((tmp_path / "volumes.csv").open()))
+    assert volumes == [{"file": "a.nii", "front": "1.5", "back": "0.25"}]
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert report["labels"] == {"1": "front", "2": "back"}
+    assert report["files"][1]["warnings"] == ["odd"]
+    assert "thumbnail" not in report["files"][0]
+    assert json.loads((tmp_path / "labels.json").read_text()) == {"0": "background", "1": "front", "2": "back"}
+    assert sorted(file.name for file in tmp_path.iterdir()) == [
+        "labels.json", "report.csv", "report.html", "report.json", "volumes.csv",
+    ]  # fmt: skip

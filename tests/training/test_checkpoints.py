@@ -1,0 +1,245 @@
+"""Files are whole or not there, and the best weights are never lost."""
+
+import io
+import os
+import subprocess
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import BinaryIO
+
+import pytest
+import torch
+from digar.training.checkpoints import BestWeights, is_whole, keep_former, save_atomically
+from ignite.engine import Engine, Events
+from torch import nn
+
+# save_atomically
+
+
+def save_half(content: object, stream: BinaryIO) -> None:
+    """As torch.save at a full disk: its own error hides the system's."""
+    try:
+        stream.write(b"half")
+        raise OSError(28, "No space left on device")
+    finally:
+        raise RuntimeError("unexpected pos 704 vs 598")
+
+
+def test_saved_content_loads_and_its_folder_is_made(tmp_path):
+    path = tmp_path / "runs/first/weights.pt"
+    save_atomically({"a": torch.arange(3)}, path)
+    assert torch.equal(torch.load(path, weights_only=True)["a"], torch.arange(3))
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_a_full_disk_leaves_the_former_file_whole_and_no_other(tmp_path, monkeypatch):
+    path = tmp_path / "weights.pt"
+    path.write_bytes(b"former")
+    monkeypatch.setattr(torch, "save", save_half)
+    with pytest.raises(
+        OSError, match="No space left on device.*what stood there before is whole.*weights.pt"
+    ) as caught:
+        save_atomically({}, path)
+    assert caught.value.errno == 28
+    assert list(tmp_path.iterdir()) == [path]
+    assert path.read_bytes() == b"former"
+
+
+def test_a_full_disk_at_the_first_write_leaves_no_file(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch, "save", save_half)
+    with pytest.raises(OSError, match="No space left on device"):
+        save_atomically({}, tmp_path / "weights.pt")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root may mount a small disk")
+def test_a_disk_that_is_really_full_is_told_with_the_file(tmp_path):
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(tmp_path)], check=False).returncode:
+        pytest.skip("this system lets nobody mount")
+    try:
+        path = tmp_path / "weights.pt"
+        save_atomically({"a": torch.arange(3)}, path)
+        with pytest.raises(OSError, match="cannot be written: No space left on device.*weights.pt"):
+            save_atomically({"a": torch.zeros(400_000)}, path)
+        assert list(tmp_path.iterdir()) == [path]
+        assert torch.equal(torch.load(path, weights_only=True)["a"], torch.arange(3))
+    finally:
+        subprocess.run(["umount", str(tmp_path)], check=True)
+
+
+def test_an_error_that_is_not_the_systems_is_left_as_it_is(tmp_path):
+    with pytest.raises(AttributeError, match="pickle"):
+        save_atomically({"a": lambda: None}, tmp_path / "weights.pt")
+    assert list(tmp_path.iterdir()) == []
+
+
+# is_whole
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    path = tmp_path_factory.mktemp("whole") / "weights.pt"
+    save_atomically({"network": {"weight": torch.randn(500)}, "trainer": {"iteration": 3}}, path)
+    assert is_whole(path)
+    return path.read_bytes()
+
+
+def test_a_file_cut_short_anywhere_is_not_whole(saved, tmp_path):
+    for length in range(0, len(saved), 41):
+        (tmp_path / "weights.pt").write_bytes(saved[:length])
+        assert not is_whole(tmp_path / "weights.pt"), length
+
+
+def test_a_wrong_block_is_found_that_torch_would_load_silently(saved, tmp_path):
+    start = saved.index(torch.load(io.BytesIO(saved), weights_only=True)["network"]["weight"].numpy().tobytes())
+    damaged = saved[:start] + bytes(512) + saved[start + 512 :]
+    (tmp_path / "weights.pt").write_bytes(damaged)
+    assert torch.load(tmp_path / "weights.pt", weights_only=True)["network"]["weight"][0] == 0
+    assert not is_whole(tmp_path / "weights.pt")
+
+
+@pytest.mark.parametrize("content", [b"", b"no archive at all", bytes(4096)])
+def test_junk_is_not_whole(content, tmp_path):
+    (tmp_path / "weights.pt").write_bytes(content)
+    assert not is_whole(tmp_path / "weights.pt")
+
+
+# keep_former
+
+WRITTEN = time.mktime((2025, 3, 9, 14, 5, 7, 0, 0, -1))
+
+
+def write_dated(path: Path, content: str) -> Path:
+    path.write_text(content)
+    os.utime(path, (WRITTEN, WRITTEN))
+    return path
+
+
+def test_without_a_former_file_nothing_is_kept(tmp_path):
+    assert keep_former(tmp_path / "model.pt") is None
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_former_file_is_moved_under_the_time_it_was_written(tmp_path):
+    kept = keep_former(write_dated(tmp_path / "model.pt", "first"))
+    assert kept == tmp_path / "former/model_2025-03-09_14-05-07.pt"
+    assert kept.read_text() == "first"
+    assert not (tmp_path / "model.pt").exists()
+
+
+def test_files_of_one_second_are_numbered_and_none_is_lost(tmp_path):
+    kept = [keep_former(write_dated(tmp_path / "model.pt", content)) for content in ("first", "second", "third")]
+    assert [file.stem.removeprefix("model_2025-03-09_14-05-07") for file in kept] == ["", "_1", "_2"]
+    assert [file.read_text() for file in kept] == ["first", "second", "third"]
+
+
+# BestWeights
+
+
+class Marked(nn.Module):
+    """A network whose one weight says which state of it was written."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mark = nn.Parameter(torch.zeros(()))
+
+    def become(self, mark: int) -> None:
+        with torch.no_grad():
+            self.mark.fill_(mark)
+
+
+def written(path: Path) -> int | None:
+    return int(torch.load(path, weights_only=True)["mark"]) if path.exists() else None
+
+
+def marks_after(scores: list[float], tmp_path: Path, **options: object) -> list[int | None]:
+    """What stands in the weights file after each validation; the n-th validated network is marked n."""
+    network = Marked()
+    handler = BestWeights(network, tmp_path / "model.pt", "score", **options)
+    marks = []
+    for number, score in enumerate(scores, start=1):
+        network.become(number)
+        handler.validated(SimpleNamespace(state=SimpleNamespace(metrics={"score": score})))
+        marks.append(written(tmp_path / "model.pt"))
+    return marks
+
+
+def test_weights_are_written_only_when_the_score_improves(tmp_path):
+    assert marks_after([0.2, 0.1, 0.5, 0.5, 0.4, 0.6], tmp_path) == [1, 1, 3, 3, 3, 6]
+
+
+def test_a_smaller_loss_is_an_improvement_where_it_should_be(tmp_path):
+    assert marks_after([3.0, 4.0, 2.0, 2.0, 0.0, -1.0], tmp_path, smaller_is_better=True) == [1, 1, 3, 3, 5, 6]
+
+
+@pytest.mark.parametrize("smaller_is_better", [False, True])
+def test_a_score_that_is_not_a_number_never_writes(smaller_is_better, tmp_path):
+    nan = float("nan")
+    marks = marks_after([nan, 0.5, nan], tmp_path, smaller_is_better=smaller_is_better)
+    assert marks == [None, 2, 2]
+
+
+def test_the_worst_possible_dice_is_still_written_first(tmp_path):
+    assert marks_after([0.0], tmp_path) == [1]
+
+
+def test_the_first_write_of_a_run_keeps_the_former_weights_and_later_ones_do_not(tmp_path):
+    write_dated(tmp_path / "model.pt", "of another run")
+    assert marks_after([0.1, 0.2, 0.3], tmp_path) == [1, 2, 3]
+    assert [file.read_text() for file in (tmp_path / "former").iterdir()] == ["of another run"]
+
+
+def run_training(tmp_path: Path, scores: list[float], handler: BestWeights) -> None:
+    """An epoch per score: the network is marked with the epoch, then validated."""
+    trainer, evaluator = Engine(lambda engine, batch: None), Engine(lambda engine, batch: None)
+
+    def validate(engine: Engine) -> None:
+        handler.network.become(engine.state.epoch)
+        evaluator.run([0])
+
+    @evaluator.on(Events.EPOCH_COMPLETED)
+    def score(engine: Engine) -> None:
+        engine.state.metrics["score"] = scores[trainer.state.epoch - 1]
+
+    trainer.add_event_handler(Events.EPOCH_COMPLETED, validate)
+    handler.attach(trainer, evaluator)
+    trainer.run([0], max_epochs=len(scores))
+
+
+def test_attached_to_a_training_it_keeps_the_best_epoch(tmp_path):
+    run_training(tmp_path, [0.3, 0.7, 0.5], BestWeights(Marked(), tmp_path / "model.pt", "score"))
+    assert written(tmp_path / "model.pt") == 2
+
+
+def test_a_training_never_validated_with_a_number_ends_with_its_last_weights(tmp_path):
+    write_dated(tmp_path / "model.pt", "of another run")
+    run_training(tmp_path, [float("nan")] * 3, BestWeights(Marked(), tmp_path / "model.pt", "score"))
+    assert written(tmp_path / "model.pt") == 3
+    assert len(list((tmp_path / "former").iterdir())) == 1
+
+
+def test_without_an_evaluator_the_last_weights_are_written_at_the_end(tmp_path):
+    network = Marked()
+    trainer = Engine(lambda engine, batch: network.become(engine.state.epoch))
+    BestWeights(network, tmp_path / "model.pt", None).attach(trainer)
+    trainer.run([0], max_epochs=2)
+    assert written(tmp_path / "model.pt") == 2
+
+
+@pytest.mark.parametrize(("smaller_is_better", "worse", "better"), [(False, 0.3, 0.6), (True, 0.6, 0.3)])
+def test_a_resumed_run_writes_only_what_beats_its_former_best(smaller_is_better, worse, better, tmp_path):
+    path, network = tmp_path / "model.pt", Marked()
+    options = {"metric": "score", "smaller_is_better": smaller_is_better}
+    first = BestWeights(network, path, **options)
+    first.validated(SimpleNamespace(state=SimpleNamespace(metrics={"score": 0.5})))
+    torch.save(first.state_dict(), tmp_path / "state.pt")
+
+    resumed = BestWeights(network, path, **options)
+    resumed.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
+    network.become(7)
+    resumed.validated(SimpleNamespace(state=SimpleNamespace(metrics={"score": worse})))
+    assert written(path) == 0
+    resumed.validated(SimpleNamespace(state=SimpleNamespace(metrics={"score": better})))
+    assert written(path) == 7
+    assert not (tmp_path / "former").exists()  # its own weights are no former run's

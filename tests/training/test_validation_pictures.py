@@ -1,0 +1,205 @@
+"""Pictures after a validation: pages of the right size that show the cases and predictions they name."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from digar.data.sequences import prepare_next_patch
+from digar.networks import PretrainingNetwork
+from digar.training import validation_pictures as pictures
+from digar.training.losses import next_patch_target
+from digar.training.validation_pictures import PredictionPictures, ValidationPictures
+from ignite.engine import Engine
+from monai.data import MetaTensor
+from monai.engines import SupervisedEvaluator
+from monai.networks import one_hot
+from PIL import Image
+from torch import Tensor
+
+DPI = 90
+
+
+class FakePages:
+    """Stands in for picture_page: the rows and titles of the pages that would have been written, by file name."""
+
+    def __init__(self) -> None:
+        self.rows: dict[str, list[SimpleNamespace]] = {}
+        self.titles: dict[str, str] = {}
+
+    def __call__(self, path: Path, rows: list[SimpleNamespace], title: str) -> None:
+        self.rows[Path(path).name] = list(rows)
+        self.titles[Path(path).name] = title
+
+
+def keep_volume(
+    title: str, image: np.ndarray, masks: Sequence = (), spacing: tuple = (1, 1, 1), window: tuple | None = None
+) -> SimpleNamespace:
+    """Stands in for take_planes: the whole volume instead of its planes."""
+    return SimpleNamespace(title=title, image=image, masks=masks, spacing=spacing, window=window)
+
+
+@pytest.fixture
+def pages(monkeypatch: pytest.MonkeyPatch) -> FakePages:
+    fake = FakePages()
+    monkeypatch.setattr(pictures, "picture_page", fake)
+    monkeypatch.setattr(pictures, "take_planes", keep_volume)
+    return fake
+
+
+def page_size(file: Path) -> tuple[int, int]:
+    with Image.open(file) as picture:
+        assert picture.format == "PNG"
+        return picture.size
+
+
+def expected_size(num_rows: int) -> tuple[int, int]:
+    return int(9 * DPI), int((3.1 * num_rows + 0.5) * DPI)
+
+
+# Segmentation
+
+
+def make_case(name: str, seed: int = 0) -> dict[str, Tensor]:
+    """A post-processed case: voxels of 1 x 2 x 3 mm, label and prediction one-hot."""
+    generator = torch.Generator().manual_seed(seed)
+    image = torch.rand(1, 6, 7, 8, generator=generator)
+    label, prediction = (torch.randint(0, 3, (1, 6, 7, 8), generator=generator) for _ in range(2))
+    return {
+        "image": MetaTensor(image, affine=torch.diag(torch.tensor([1.0, 2, 3, 1])), meta={"filename_or_obj": name}),
+        "label": one_hot(label, 3, dim=0),
+        "pred": one_hot(prediction, 3, dim=0),
+    }
+
+
+def validate(handler: ValidationPictures, batches: list[list[dict]], times: int = 1) -> None:
+    evaluator = Engine(lambda engine, batch: batch)
+    handler.attach(evaluator)
+    for _ in range(times):
+        evaluator.run(batches)
+
+
+def at_epoch(epoch: int) -> SimpleNamespace:
+    return SimpleNamespace(state=SimpleNamespace(epoch=epoch))
+
+
+def test_a_validation_page_has_a_row_for_each_of_the_first_cases(tmp_path):
+    batches = [[make_case("a.nii.gz", 1)], [make_case("b.nii.gz", 2)], [make_case("c.nii.gz", 3)]]
+    validate(ValidationPictures(tmp_path / "pictures", at_epoch(12), num_cases=2), batches)
+    assert [file.name for file in (tmp_path / "pictures").iterdir()] == ["validation_epoch_0012.png"]
+    assert page_size(tmp_path / "pictures/validation_epoch_0012.png") == expected_size(2)
+
+
+def test_rows_show_image_truth_and_prediction_with_file_name_and_spacing(pages, tmp_path):
+    case = make_case("/data/ward/a.nii.gz")
+    validate(ValidationPictures(tmp_path, at_epoch(3)), [[case]])
+    (row,) = pages.rows["validation_epoch_0003.png"]
+    assert row.title == "a.nii.gz"
+    assert row.spacing == pytest.approx([1, 2, 3])
+    np.testing.assert_array_equal(row.image, case["image"][0].numpy())
+    for mask, key in zip(row.masks, ("label", "pred"), strict=True):
+        np.testing.assert_array_equal(mask, case[key].argmax(dim=0).numpy())
+    assert pages.titles["validation_epoch_0003.png"].startswith("epoch 3: ")
+
+
+def test_cases_of_a_larger_batch_are_counted_one_by_one(pages, tmp_path):
+    batch = [make_case(f"{name}.nii.gz") for name in "abcd"]
+    validate(ValidationPictures(tmp_path, at_epoch(1), num_cases=3), [batch])
+    assert [row.title for row in pages.rows["validation_epoch_0001.png"]] == ["a.nii.gz", "b.nii.gz", "c.nii.gz"]
+
+
+def test_the_next_validation_starts_a_page_of_its_own(pages, tmp_path):
+    validate(ValidationPictures(tmp_path, at_epoch(1)), [[make_case("a.nii.gz")]], times=2)
+    assert len(pages.rows["validation_epoch_0001.png"]) == 1
+
+
+def test_without_a_case_no_page_is_written(tmp_path):
+    validate(ValidationPictures(tmp_path, at_epoch(1)), [[]])
+    assert list(tmp_path.iterdir()) == []
+
+
+# Next patches
+
+PATCH = (4, 4, 2)
+IMAGE = torch.rand(3, 1, 8, 8, 4, generator=torch.Generator().manual_seed(0)) * 4 + 1  # 8 patches
+PREFIX = torch.tensor([7, 3, 0])  # the second is nearest to a third of the patches
+
+
+def predicted_page(
+    pages: FakePages, prediction: Tensor, norm_pixel: bool, image: Tensor = IMAGE
+) -> list[SimpleNamespace]:
+    """The page of a batch with this prediction, ``(3, N, pixels)``; start and end positions are added."""
+    padded = torch.cat([prediction, torch.full((3, 2, prediction.shape[2]), 99.0)], dim=1)
+    evaluator = SimpleNamespace(state=SimpleNamespace(output={"pred": padded, "label": (image, PREFIX)}))
+    PredictionPictures("unused", at_epoch(5), PATCH, norm_pixel).write(evaluator)
+    return pages.rows["prediction_epoch_0005.png"]
+
+
+def in_prefix(length: int) -> np.ndarray:
+    """Voxels of the first patches in raster order, of two per axis."""
+    mask = np.zeros((8, 8, 4), bool)
+    for number in range(length):
+        x, y, z = np.unravel_index(number, (2, 2, 2))
+        mask[4 * x : 4 * x + 4, 4 * y : 4 * y + 4, 2 * z : 2 * z + 2] = True
+    return mask
+
+
+@pytest.mark.parametrize("norm_pixel", [True, False])
+def test_prefix_patches_are_the_images_and_the_rest_is_predicted(norm_pixel, pages):
+    image, prefix, followed, error = predicted_page(pages, torch.zeros(3, 8, 32), norm_pixel)
+    truth, given = IMAGE[1, 0].numpy(), in_prefix(3)
+    np.testing.assert_array_equal(image.image, truth)
+    np.testing.assert_array_equal(prefix.image, np.where(given, truth, 0))
+    np.testing.assert_array_equal(followed.image[given], truth[given])
+    np.testing.assert_allclose(error.image, np.abs(followed.image - truth), atol=1e-6)
+    if norm_pixel:  # a prediction of zero is each patch's own mean
+        last = np.s_[4:, 4:, 2:]
+        np.testing.assert_allclose(followed.image[last], truth[last].mean(), rtol=1e-5)
+    else:
+        assert not followed.image[~given].any()
+
+
+@pytest.mark.parametrize("norm_pixel", [True, False])
+def test_a_right_prediction_looks_like_the_image(norm_pixel, pages):
+    _, _, followed, error = predicted_page(pages, next_patch_target(IMAGE, PATCH, norm_pixel), norm_pixel)
+    np.testing.assert_allclose(followed.image, IMAGE[1, 0].numpy(), rtol=1e-4)
+    np.testing.assert_allclose(error.image, 0, atol=1e-4)
+
+
+def test_prediction_and_error_are_drawn_with_the_images_contrast(pages):
+    image, _, followed, error = predicted_page(pages, torch.zeros(3, 8, 32), True)
+    assert followed.window == image.window
+    assert error.window == (0.0, image.window[1] - image.window[0])
+
+
+def test_of_several_channels_the_first_is_shown(pages):
+    image = torch.cat([IMAGE, -IMAGE], dim=1)
+    rows = predicted_page(pages, next_patch_target(image, PATCH, True), True, image)
+    for row in (rows[0], rows[2]):
+        np.testing.assert_allclose(row.image, IMAGE[1, 0].numpy(), rtol=1e-4)
+
+
+def test_the_page_tells_the_length_of_the_prefix(pages):
+    titles = [row.title for row in predicted_page(pages, torch.zeros(3, 8, 32), False)]
+    assert titles[1] == "prefix: 3 of 8 patches"
+
+
+def test_every_validation_of_a_pretraining_writes_one_page(tmp_path):
+    trainer = at_epoch(0)
+    network = PretrainingNetwork((8, 8, 4), PATCH, size={"hidden_size": 12, "num_layers": 1, "num_heads": 2})
+    evaluator = SupervisedEvaluator(
+        device=torch.device("cpu"),
+        val_data_loader=[{"image": sign * IMAGE, "prefix": PREFIX, "kind": torch.zeros(3)} for sign in (1, -1)],
+        network=network,
+        prepare_batch=prepare_next_patch,
+        decollate=False,
+    )
+    PredictionPictures(tmp_path, trainer, PATCH, norm_pixel=True).attach(evaluator)
+    for epoch in (1, 2):
+        trainer.state.epoch = epoch
+        evaluator.run(epoch)
+    names = ["prediction_epoch_0001.png", "prediction_epoch_0002.png"]
+    assert sorted(file.name for file in tmp_path.iterdir()) == names
+    assert page_size(tmp_path / names[1]) == expected_size(4)

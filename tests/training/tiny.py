@@ -1,0 +1,111 @@
+"""A training as the configs wire it, of a handful of weights: with dropout, random samples, schedule and validation."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from digar.data.sampler import ResumableSampler
+from digar.data.seeded import EpochSeed, SeededCacheDataset
+from digar.training.checkpoints import BestWeights, TrainingState
+from digar.training.gradients import FiniteSteps, GradientClipping
+from digar.training.step_seed import StepSeed
+from digar.training.training_run import TrainingRun
+from ignite.engine import Events
+from ignite.metrics import Loss
+from monai.data import DataLoader
+from monai.engines import SupervisedEvaluator, SupervisedTrainer
+from monai.handlers import LrScheduleHandler, ValidationHandler
+from monai.transforms import Compose, RandGaussianNoised
+from torch import nn
+
+CASES = 7
+EPOCHS = 3
+BATCH = 2
+STEPS = 4  # per epoch, the last of one sample
+
+
+@dataclass
+class Tiny:
+    """The parts of one run; ``seen`` are the samples that were computed, as (epoch, index)."""
+
+    network: nn.Module
+    optimizer: torch.optim.Optimizer
+    trainer: SupervisedTrainer
+    evaluator: SupervisedEvaluator
+    best_weights: BestWeights
+    state: TrainingState
+    run: TrainingRun
+    seen: list[tuple[int, int]]
+    losses: list[float]
+
+    def weights(self) -> dict[str, torch.Tensor]:
+        return self.network.state_dict()
+
+
+def make_run(
+    folder: Path,
+    epochs: int = EPOCHS,
+    batch: int = BATCH,
+    width: int = 3,
+    cases: int = CASES,
+    workers: int = 0,
+    rank: int = 0,
+    processes: int = 1,
+    nan_policy: str = "stop",
+    learning_rate: float = 0.01,
+    **state: float,
+) -> Tiny:
+    """A run that writes to ``folder``, before any training and resuming."""
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Linear(width, 8), nn.Dropout(0.3), nn.Linear(8, 1))
+    seen, losses = [], []
+
+    def note(sample: dict) -> dict:
+        seen.append((dataset.epoch, sample["index"]))
+        return sample
+
+    data = [{"image": torch.full((1, width), float(i)), "label": torch.ones(1, 1), "index": i} for i in range(cases)]
+    dataset = SeededCacheDataset(data, Compose([RandGaussianNoised("image", prob=1.0), note]), progress=False, seed=3)
+    sampler = ResumableSampler(dataset, num_replicas=processes, rank=rank, seed=3)
+    loader = DataLoader(dataset, batch_size=batch, sampler=sampler, num_workers=workers)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=learning_rate)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 / (1 + step))
+    evaluator = SupervisedEvaluator(
+        device="cpu",
+        val_data_loader=[{"image": torch.ones(2, width), "label": torch.ones(2, 1)}],
+        network=network,
+        decollate=False,
+        metric_cmp_fn=lambda loss, best: loss < best,
+        key_val_metric={"val_loss": Loss(nn.MSELoss(), lambda output: (output["pred"], output["label"]))},
+    )
+    trainer = SupervisedTrainer(
+        device="cpu",
+        max_epochs=epochs,
+        train_data_loader=loader,
+        network=network,
+        optimizer=optimizer,
+        loss_function=nn.MSELoss(),
+        decollate=False,
+        train_handlers=[
+            EpochSeed(dataset),
+            StepSeed(3, rank),
+            GradientClipping(network, 10.0),
+            FiniteSteps(optimizer, loader, nan_policy, max_skipped=2),
+            LrScheduleHandler(scheduler, epoch_level=False, print_lr=False),
+            ValidationHandler(1, evaluator),
+        ],
+    )
+    trainer.add_event_handler(Events.ITERATION_COMPLETED, lambda e: losses.append(e.state.output["loss"].item()))
+    best_weights = BestWeights(network, folder / "model.pt", "val_loss", smaller_is_better=True)
+    objects = {
+        "network": network,
+        "optimizer": optimizer,
+        "scheduler": scheduler,
+        "trainer": trainer,
+        "best_weights": best_weights,
+    }
+    training_state = TrainingState(folder / "states", objects, loader, **state)
+    best_weights.attach(trainer, evaluator)
+    training_state.attach(trainer)
+    run = TrainingRun(trainer, training_state)
+    return Tiny(network, optimizer, trainer, evaluator, best_weights, training_state, run, seen, losses)
