@@ -7,7 +7,8 @@ import itk
 import nibabel as nib
 import numpy as np
 import pytest
-from digar.volumes.reading import VolumeError, is_dicom, read_header, read_volume, volume_suffix
+from digar.volumes.dicom import is_dicom
+from digar.volumes.reading import VolumeError, read_header, read_volume, volume_suffix
 
 AFFINE = np.array([[0.0, -1.5, 0, 10], [2.0, 0, 0, -20], [0, 0, 3.0, 5], [0, 0, 0, 1]])
 VALUES = np.random.default_rng(0).integers(0, 100, (6, 5, 4))

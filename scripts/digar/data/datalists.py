@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from digar.volumes.reading import VOLUME_SUFFIXES, VolumeError, is_dicom, read_volume, volume_suffix
+from digar.volumes.dicom import is_dicom
+from digar.volumes.reading import VOLUME_SUFFIXES, VolumeError, read_volume, volume_suffix
 
 Case = dict[str, Any]
 GRID_TOLERANCE_MM = 0.1  # how far image and label may lie apart

@@ -26,9 +26,10 @@ from tqdm import tqdm
 
 from digar.data.datalists import GRID_TOLERANCE_MM
 from digar.inference.inputs import find_cases
+from digar.volumes.dicom import series_files
 from digar.volumes.files import whole_file
 from digar.volumes.pictures import COLOURS
-from digar.volumes.reading import Header, VolumeError, read_header, series_files
+from digar.volumes.reading import Header, VolumeError, read_header
 
 METADATA = Path(__file__).parents[3] / "configs/metadata.json"
 SERIES_NUMBER = 1000  # of the segmentation in its study, behind the scanner's

@@ -8,7 +8,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from digar.volumes.reading import is_dicom, volume_suffix
+from digar.volumes.dicom import is_dicom
+from digar.volumes.reading import volume_suffix
 
 Case = dict[str, Any]
 CHANNEL = re.compile(r"(.+)_(\d{4})")  # nnU-Net's suffix
