@@ -10,7 +10,7 @@ from pathlib import Path
 import monai.bundle
 import pytest
 import torch
-from digar.volumes.training_range import read_training_range
+from digar.data.training_range import read_training_range
 from monai.bundle import ConfigParser, ConfigWorkflow
 from release import bundle_files
 

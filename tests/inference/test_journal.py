@@ -5,7 +5,8 @@ import os
 from pathlib import Path
 
 import pytest
-from digar.inference.journal import DONE, FAILED, Journal, Outcome, file_hash, input_state, settings_hash
+from digar.inference.journal import DONE, FAILED, Journal, Outcome, input_state, settings_hash
+from digar.volumes.files import file_hash
 
 CASE = {"name": "a.nii", "mask": "a_mask.nii.gz"}
 

@@ -19,10 +19,10 @@ import yaml
 from tqdm import tqdm
 
 from digar.data.datalists import Case, check_cases, labelled_cases, read_task, split_cases
+from digar.data.training_range import span
 from digar.volumes.checks import intensity_percentiles
 from digar.volumes.files import whole_file
 from digar.volumes.reading import read_volume
-from digar.volumes.training_range import span
 
 READERS = 4  # at once; each holds a whole scan
 SAMPLED_VOXELS = 10_000  # per case and channel, of those within labels

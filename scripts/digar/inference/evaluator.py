@@ -26,13 +26,13 @@ from ignite.engine import Engine
 from monai.data import Dataset, MetaTensor
 
 from digar.inference.inputs import Case
-from digar.inference.journal import DONE, FAILED, Journal, Outcome, file_hash, input_state, settings_hash
+from digar.inference.journal import DONE, FAILED, Journal, Outcome, input_state, settings_hash
 from digar.inference.masks import volumes_ml
 from digar.inference.report import write_reports
 from digar.inference.streams import Passage, SlabStream, Stopped
 from digar.inference.windows import WindowInferer
 from digar.volumes.checks import WARNINGS, TooLargeError
-from digar.volumes.files import whole_file
+from digar.volumes.files import file_hash, whole_file
 from digar.volumes.grids import CanonicalAxes
 from digar.volumes.memory import GIB
 from digar.volumes.reading import VolumeError

@@ -34,7 +34,7 @@ class CheckedReader(ImageReader):
         volumes_4d: what to do with a fourth axis where the network takes one channel: ``refuse`` it, or take ``each``
             volume by itself.
         nonfinite_share: NaN and infinite voxels are replaced by the smallest finite one up to this share of a channel.
-        training_range: what the network has seen, see :mod:`digar.volumes.training_range`; None warns of nothing.
+        training_range: what the network has seen; None warns of nothing.
         memory_share: of the memory there is, that a volume may need.
 
     Raises:

@@ -1,6 +1,7 @@
-"""Writing files whole or not at all."""
+"""Files written whole or not at all, and their hashes."""
 
 import csv
+import hashlib
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -33,3 +34,16 @@ def write_rows(path: str | Path, rows: Iterable[Sequence[Any]]) -> None:
     """
     with whole_file(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as stream:
         csv.writer(stream).writerows(rows)
+
+
+def file_hash(path: str | Path) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    with open(path, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _digest(stream)
+
+
+def _digest(stream: Any) -> str:  # Python 3.10
+    digest = hashlib.sha256()
+    while block := stream.read(1 << 20):
+        digest.update(block)
+    return digest.hexdigest()

@@ -1,6 +1,6 @@
 """Write down what the training images were like, so that inference can warn of others.
 
-python -m digar.volumes.training_range --dataset_dir DATA/Task04_Hippocampus --weights models/model.pt
+python -m digar.data.training_range --dataset_dir DATA/Task04_Hippocampus --weights models/model.pt
 """
 
 import argparse
@@ -15,9 +15,8 @@ import numpy as np
 from tqdm import tqdm
 
 from digar.data.datalists import scans
-from digar.inference.journal import file_hash
 from digar.volumes.checks import intensity_percentiles
-from digar.volumes.files import whole_file
+from digar.volumes.files import file_hash, whole_file
 from digar.volumes.reading import read_volume
 
 logger = logging.getLogger(__name__)

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from digar.volumes.training_range import main, read_training_range, with_training_range
+from digar.data.training_range import main, read_training_range, with_training_range
 
 from tests.conftest import ROOT
 
