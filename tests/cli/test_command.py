@@ -1,6 +1,7 @@
 """The command line: mistyped options are refused before anything starts, and errors end in their first cause."""
 
 import json
+import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +14,10 @@ from digar.cli.command import (
     prepare_command,
     refuse_unknown_options,
 )
+from digar.volumes.reading import VolumeError
+from monai.bundle import ConfigParser
+from monai.data import DataLoader, Dataset
+from monai.transforms import Compose
 
 from tests.conftest import ROOT
 
@@ -85,12 +90,13 @@ def test_a_part_of_an_unknown_parent_is_refused(option, config):
     assert refusal("--config_file", config, f"--{option}", "1").startswith(f"option --{option} is neither")
 
 
-@pytest.mark.parametrize("form", ["['{}','{}']", "['{}', '{}']", '["{}","{}"]', "{},{}", "[{},{}]"])
+@pytest.mark.parametrize("form", ["['{}','{}']", "['{}', '{}']", '["{}","{}"]', "{},{}", "('{}','{}')"])
 def test_ids_of_all_config_files_are_known(form, config, overlay):
     files = form.format(config, overlay)
     assert refusal("--config_file", files, "--roi_size", "[8,8,8]", "--train#trainer#amp", "False") is None
     message = refusal("--config_file", files, "--roi_sise", "[8,8,8]")
-    assert f"{config}, {overlay}" in message
+    assert config in message
+    assert overlay in message
     assert message.endswith("did you mean --roi_size?")
 
 
@@ -195,33 +201,65 @@ def test_as_a_library_nothing_ends_the_process(monkeypatch):
 # Errors
 
 
-def raised_in_a_config() -> RuntimeError:
-    """An error wrapped twice, as MONAI's parser wraps it."""
-    try:
-        try:
-            try:
-                raise FileNotFoundError("dataset_dir /absent is not a folder")
-            except FileNotFoundError as error:
-                raise RuntimeError("Failed to instantiate cases") from error
-        except RuntimeError as error:
-            raise RuntimeError("Failed to evaluate initialize") from error
-    except RuntimeError as error:
-        return error
+def raised_in_a_config(expression: str) -> Exception:
+    """The error that MONAI's parser makes of one in a config."""
+    parser = ConfigParser({"inner": {"_target_": "pathlib.Path", "_x": "$" + expression}, "outer": "$@inner"})
+    with pytest.raises(Exception) as caught:  # noqa: PT011 - whichever MONAI raises
+        parser.get_parsed_content("outer")
+    return caught.value
 
 
-def test_the_last_line_of_an_error_is_its_first_cause(capsys):
-    error = raised_in_a_config()
+def explained(error: BaseException, capsys: pytest.CaptureFixture) -> list[str]:
     explain_error(type(error), error, error.__traceback__)
     printed = capsys.readouterr()
-    assert printed.err.splitlines()[-1] == "ERROR FileNotFoundError: dataset_dir /absent is not a folder"
-    assert "Traceback" in printed.err
-    assert "Failed to evaluate initialize" in printed.err
     assert printed.out == ""
+    return printed.err.splitlines()
 
 
-def test_an_error_without_a_cause_is_its_own(capsys):
-    explain_error(ValueError, ValueError("plain"), None)
-    assert capsys.readouterr().err.splitlines()[-1] == "ERROR ValueError: plain"
+def test_an_error_is_one_line_without_monais_wrapping(capsys, monkeypatch):
+    monkeypatch.delenv("DIGAR_DEBUG", raising=False)
+    error = raised_in_a_config("open('/absent.json')")
+    assert explained(error, capsys) == ["ERROR FileNotFoundError: [Errno 2] No such file or directory: '/absent.json'"]
+
+
+def test_the_message_that_names_file_and_cure_is_not_hidden_by_the_error_below_it(capsys):
+    error = ValueError("dataset.json is not valid JSON: correct it")
+    error.__cause__ = json.JSONDecodeError("Expecting property name", "{", 1)
+    assert explained(error, capsys)[-1] == "ERROR ValueError: dataset.json is not valid JSON: correct it"
+
+
+def broken_item(index: int) -> int:
+    raise VolumeError("scan.nii.gz", "is empty: leave it out")
+
+
+def test_an_error_in_a_data_worker_is_told_as_it_was_raised_there(capsys):
+    loader = DataLoader(Dataset([0, 1], transform=Compose([broken_item])), num_workers=1)
+    with pytest.raises(RuntimeError) as caught:
+        list(loader)
+    assert explained(caught.value, capsys)[-1] == "ERROR VolumeError: scan.nii.gz: is empty: leave it out"
+
+
+def test_the_traceback_is_shown_where_it_is_asked_for(capsys, monkeypatch):
+    monkeypatch.setenv("DIGAR_DEBUG", "1")
+    lines = explained(raised_in_a_config("1 / 0"), capsys)
+    assert lines[-1] == "ERROR ZeroDivisionError: division by zero"
+    assert "Traceback (most recent call last):" in lines
+
+
+def test_a_commands_log_file_holds_the_traceback_and_what_was_logged(restored_hook, config, tmp_path, monkeypatch):
+    root = logging.getLogger()
+    monkeypatch.setattr(root, "handlers", [])
+    monkeypatch.setattr(sys, "argv", [PROGRAM, "run", "--config_file", config])
+    prepare_command(tmp_path / "run")
+    logging.getLogger("ignite").warning("Engine run resuming from iteration 0, epoch 0")
+    logging.getLogger("digar").warning("a slice is missing")
+    error = raised_in_a_config("1 / 0")
+    explain_error(type(error), error, error.__traceback__)
+    root.handlers[-1].close()
+    written = (tmp_path / "run/log.txt").read_text()
+    assert "WARNING digar: a slice is missing" in written
+    assert "ZeroDivisionError: division by zero" in written
+    assert "resuming" not in written
 
 
 def test_ctrl_c_is_one_line_without_a_traceback(capsys):

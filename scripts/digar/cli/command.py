@@ -2,18 +2,25 @@
 
 import difflib
 import inspect
+import logging
+import os
 import sys
 import traceback
 from collections.abc import Sequence
+from pathlib import Path
 from types import TracebackType
 
+import fire
 import monai.bundle
 from monai.bundle import ConfigParser
 from monai.bundle.utils import ID_SEP_KEY
+from monai.utils import ensure_tuple
 
 from digar.training.tracking import disable_telemetry
+from digar.volumes.errors import in_a_line
 
 SOME_FAILED = 3  # exit code
+LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"  # as in configs/logging.conf
 
 
 def is_bundle_command(arguments: Sequence[str]) -> bool:
@@ -21,13 +28,49 @@ def is_bundle_command(arguments: Sequence[str]) -> bool:
     return arguments[1:2] == ["run"] and arguments[0].replace("\\", "/").endswith("monai/bundle/__main__.py")
 
 
-def prepare_command() -> None:
-    """First step of every workflow: nothing is reported to the internet; as a command, options are checked and errors
-    made readable."""
+def is_command(arguments: Sequence[str]) -> bool:
+    """Whether the process was started as ``digar ...`` or as ``python -m monai.bundle run ...``."""
+    program = arguments[0].replace("\\", "/") if arguments else ""
+    return is_bundle_command(arguments) or program.endswith(("/digar", "/digar.exe", "/digar/__main__.py"))
+
+
+def prepare_command(output_dir: str | Path | None = None) -> None:
+    """First step of every workflow: nothing is reported to the internet.
+
+    As a command, mistyped options are refused, an error is one line, and what is logged is kept in a file.
+
+    Args:
+        output_dir: where ``log.txt`` goes (``log_1.txt``, ... of further processes); None for no log file.
+
+    Raises:
+        ValueError: an option that no config knows.
+        OSError: the folder cannot be written.
+    """
     disable_telemetry()
+    if not is_command(sys.argv):
+        return
+    sys.excepthook = explain_error
+    logging.getLogger().handlers[:] = [_without_chatter(handler) for handler in logging.getLogger().handlers]
+    if output_dir is not None:
+        keep_log(Path(output_dir))
     if is_bundle_command(sys.argv):
-        sys.excepthook = explain_error
         refuse_unknown_options(sys.argv)
+
+
+def keep_log(folder: Path) -> None:
+    """Write what is logged from here on to ``log.txt`` in a folder as well, after what former runs wrote there."""
+    rank = os.environ.get("RANK", "0")
+    folder.mkdir(parents=True, exist_ok=True)
+    file = logging.FileHandler(folder / (f"log_{rank}.txt" if rank != "0" else "log.txt"), encoding="utf-8")
+    file.setFormatter(logging.Formatter(LOG_FORMAT))
+    logging.getLogger().addHandler(_without_chatter(file))
+    logging.getLogger(__name__).debug("started as %s", " ".join(sys.argv))
+
+
+def _without_chatter(handler: logging.Handler) -> logging.Handler:
+    """Leave out what an engine says of a run that begins where every run begins."""
+    handler.addFilter(lambda record: not str(record.msg).startswith("Engine run resuming from iteration"))
+    return handler
 
 
 def finish_command(failed: int) -> None:
@@ -36,20 +79,22 @@ def finish_command(failed: int) -> None:
     Args:
         failed: how many files failed.
     """
-    if failed and is_bundle_command(sys.argv):
+    if failed and is_command(sys.argv):
         sys.exit(SOME_FAILED)
 
 
 def explain_error(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """Print the traceback, then the first cause in a line: MONAI's own last line names only the config item."""
+    """Print an error in a line; its traceback goes to the log file, and is shown where ``DIGAR_DEBUG`` is set."""
     if isinstance(error, KeyboardInterrupt):
         print("\nstopped by Ctrl-C", file=sys.stderr)
         return
-    traceback.print_exception(kind, error, trace)
-    cause = error
-    while cause.__cause__ is not None:
-        cause = cause.__cause__
-    print(f"\nERROR {type(cause).__name__}: {cause}", file=sys.stderr)
+    shown = "".join(traceback.format_exception(kind, error, trace))
+    for handler in logging.getLogger().handlers:
+        if isinstance(handler, logging.FileHandler):
+            handler.handle(logging.LogRecord(__name__, logging.ERROR, __file__, 0, shown, None, None))
+    if os.environ.get("DIGAR_DEBUG"):
+        print(shown, file=sys.stderr)
+    print(f"ERROR {in_a_line(error)}", file=sys.stderr)
 
 
 def refuse_unknown_options(arguments: Sequence[str]) -> None:
@@ -71,8 +116,8 @@ def refuse_unknown_options(arguments: Sequence[str]) -> None:
             options[name.replace("-", "_")] = value if equals else (arguments[i + 1] if i + 1 < len(arguments) else "")
     collected = ConfigParser.load_config_file(options["args_file"]) if options.get("args_file") else {}
     options = {**{name: str(value) for name, value in collected.items()}, **options}
-    files = [name.strip(" '\"") for name in options.get("config_file", "").strip("[]() ").split(",")]
-    parser = ConfigParser(ConfigParser.load_config_files([name for name in files if name]))
+    files = fire.parser.DefaultParseValue(options.get("config_file", ""))  # as MONAI's command reads it
+    parser = ConfigParser(ConfigParser.load_config_files(files))
     command_options = set(inspect.signature(monai.bundle.run).parameters) - {"override"} | {"help"}
     for name in options:
         identity = name.replace("#", ID_SEP_KEY)
@@ -82,6 +127,6 @@ def refuse_unknown_options(arguments: Sequence[str]) -> None:
         known = [*parser.get(), *command_options]
         nearest = max(known, key=lambda k: difflib.SequenceMatcher(None, name, k).ratio())
         raise ValueError(
-            f"option --{name} is neither an id of {', '.join(files)} nor an option of the command; "
+            f"option --{name} is neither an id of {', '.join(ensure_tuple(files))} nor an option of the command; "
             f"did you mean --{nearest}?"
         )
