@@ -102,3 +102,18 @@ def test_the_unpacked_bundle_segments_a_folder(archive: Path, tmp_path: Path) ->
     )
     assert result.returncode == 0, result.stderr[-3000:]
     assert nib.load(tmp_path / "masks/crop_mask.nii.gz").shape == volume.shape
+
+
+@pytest.mark.slow
+def test_the_installed_package_has_the_command_the_configs_and_the_models(tmp_path: Path) -> None:
+    subprocess.run(
+        [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", tmp_path / "site", ROOT], check=True
+    )
+    (tmp_path / "images").mkdir()
+    volume = np.random.default_rng(0).normal(100, 20, (35, 50, 35)).astype(np.float32)
+    nib.save(nib.Nifti1Image(volume, np.eye(4)), tmp_path / "images/crop.nii.gz")
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path / "site")}
+    command = [sys.executable, tmp_path / "site/bin/digar", "predict", "images", "-o", "masks"]
+    result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert nib.load(tmp_path / "masks/crop_mask.nii.gz").shape == volume.shape

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 from digar.cli.command import (
-    explain_error,
     finish_command,
     is_bundle_command,
     prepare_command,
     refuse_unknown_options,
 )
+from digar.cli.errors import explain_error
 from digar.volumes.reading import VolumeError
 from monai.bundle import ConfigParser
 from monai.data import DataLoader, Dataset

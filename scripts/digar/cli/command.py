@@ -5,10 +5,8 @@ import inspect
 import logging
 import os
 import sys
-import traceback
 from collections.abc import Sequence
 from pathlib import Path
-from types import TracebackType
 
 import fire
 import monai.bundle
@@ -16,8 +14,8 @@ from monai.bundle import ConfigParser
 from monai.bundle.utils import ID_SEP_KEY
 from monai.utils import ensure_tuple
 
+from digar.cli.errors import explain_error
 from digar.training.tracking import disable_telemetry
-from digar.volumes.errors import in_a_line
 
 SOME_FAILED = 3  # exit code
 LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"  # as in configs/logging.conf
@@ -81,20 +79,6 @@ def finish_command(failed: int) -> None:
     """
     if failed and is_command(sys.argv):
         sys.exit(SOME_FAILED)
-
-
-def explain_error(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """Print an error in a line; its traceback goes to the log file, and is shown where ``DIGAR_DEBUG`` is set."""
-    if isinstance(error, KeyboardInterrupt):
-        print("\nstopped by Ctrl-C", file=sys.stderr)
-        return
-    shown = "".join(traceback.format_exception(kind, error, trace))
-    for handler in logging.getLogger().handlers:
-        if isinstance(handler, logging.FileHandler):
-            handler.handle(logging.LogRecord(__name__, logging.ERROR, __file__, 0, shown, None, None))
-    if os.environ.get("DIGAR_DEBUG"):
-        print(shown, file=sys.stderr)
-    print(f"ERROR {in_a_line(error)}", file=sys.stderr)
 
 
 def refuse_unknown_options(arguments: Sequence[str]) -> None:

@@ -1,0 +1,303 @@
+"""The ``digar`` command: each sub-command runs a config of the bundle or calls one function of the package.
+
+Heavy imports wait until a command is chosen, so that help comes at once.
+"""
+
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from digar import __version__
+from digar.cli.bundle import BundleRun, find_weights, read_settings
+
+app = typer.Typer(
+    name="digar",
+    help="Learn 3D anatomy from unlabelled CT and MR volumes, segment, classify. Research only: not a medical device.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+)
+
+Data = Annotated[Path, typer.Argument(help="Your data: a task, a folder, or a list.", show_default=False)]
+Output = Annotated[Path, typer.Option("-o", "--output", help="Where results go.", show_default=False)]
+Model = Annotated[
+    str | None, typer.Option("-m", "--model", help="A shipped model's name, a model's folder, or a file of weights.")
+]
+Models = Annotated[
+    list[str] | None, typer.Option("-m", "--model", help="As before; several are averaged (an ensemble).")
+]
+TaskFile = Annotated[Path | None, typer.Option("--task", help="task.yaml from `digar plan`.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on where a run into the same output was stopped.")]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="ID=VALUE", help="Set any id of the config. A value is part of a config, so code."),
+]
+ShowCommand = Annotated[
+    bool, typer.Option("--show-command", help="Print the line of MONAI's command that does the same, and stop.")
+]
+
+
+def _version(shown: bool) -> None:
+    if shown:
+        print(f"digar {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+def _say(sentence: str) -> None:
+    print(sentence, flush=True)
+
+
+def _run(said: str, run: BundleRun, show_command: bool, results: dict[str, Path], after: str = "") -> None:
+    """Run a config; say first what begins, and in the end where the results are and what may follow."""
+    if show_command:
+        _say(run.command())
+        return
+    _say(said)
+    began = time.monotonic()
+    run.start()
+    _say(f"done in {time.monotonic() - began:.0f} s")
+    for name, path in results.items():
+        if path.exists():
+            _say(f"  {name}: {path}")
+    if after:
+        _say(f"next: {after}")
+
+
+def _ids(settings: Sequence[str] | None, **ids: Any) -> dict[str, Any]:
+    """Ids of a run: those given (paths absolute, so that any working folder does), then those of ``--set``."""
+    given = {name: value for name, value in ids.items() if value is not None}
+    given = {name: str(value.absolute()) if isinstance(value, Path) else value for name, value in given.items()}
+    return {**given, **read_settings(settings or [])}
+
+
+@app.command()
+def plan(
+    data: Data,
+    output: Annotated[Path, typer.Option("-o", "--output", help="The task file to write.")] = Path("task.yaml"),
+    spacing: Annotated[str | None, typer.Option(help="Voxel size in mm, e.g. 1.25 or 1.5,1.5,10.")] = None,
+    memory: Annotated[float, typer.Option(help="GiB that a training step may take.")] = 4.0,
+) -> None:
+    """Look at your data and write down how to train on them: task.yaml.
+
+    Example: digar plan DATA/Task91_ACDC -o cardiac.yaml
+    """
+    _say(f"reading {data}")
+    from digar.data.planning import plan as write_plan
+
+    wanted = None if spacing is None else [float(value) for value in spacing.split(",")]
+    _say("\n".join(write_plan(data, output, memory=memory, spacing=wanted)))
+
+
+@app.command()
+def pretrain(
+    data: Data, output: Output, task: TaskFile = None, resume: Resume = False, settings: Settings = None,
+    show_command: ShowCommand = False,
+) -> None:  # fmt: skip
+    """Learn from scans without labels, by predicting the next patch.
+
+    Example: digar pretrain DATA/scans -o pretraining --task task.yaml
+    """
+    ids = _ids(
+        settings, dataset_dir=data, output_dir=output, task=task, cache_dir=output / "cache", resume=resume or None
+    )
+    _run(
+        f"pretraining on {data}", BundleRun(["pretrain.yaml"], "pretraining", ids), show_command,
+        {"weights": output / "pretrained.pt", "log": output / "log.txt", "pictures": output / "pictures"},
+        f"digar train TASK -o OUT --pretrained {output / 'pretrained.pt'}",
+    )  # fmt: skip
+
+
+@app.command()
+def train(
+    data: Data,
+    output: Output,
+    task: TaskFile = None,
+    pretrained: Annotated[Path | None, typer.Option(help="Weights to start from.")] = None,
+    fold: Annotated[int | None, typer.Option(help="Which share of the cases is held out: 0, 1, ...")] = None,
+    folds: Annotated[str | None, typer.Option(help="'all': one training after the other, each fold held out.")] = None,
+    resume: Resume = False,
+    settings: Settings = None,
+    show_command: ShowCommand = False,
+) -> None:
+    """Learn to segment from labelled images; writes a model: a folder with model.pt and task.yaml.
+
+    Example: digar train DATA/Task91_ACDC -o cardiac --task cardiac.yaml
+    """
+    if folds is not None and (folds != "all" or fold is not None):
+        raise typer.BadParameter("takes 'all', and no --fold beside it", param_hint="--folds")
+    chosen = [fold] if folds is None else list(range(_number_of_folds(settings)))
+    for number in chosen:
+        place = output / f"fold_{number}" if folds else output
+        going_on = ("auto" if folds else True) if resume else None  # a fold may not have begun
+        ids = _ids(
+            settings, dataset_dir=data, output_dir=place, task=task, pretrained=pretrained, fold=number, resume=going_on
+        )
+        _run(
+            f"training on {data}" + ("" if number is None else f", fold {number} held out"),
+            BundleRun(["train.json"], "training", ids), show_command,
+            {"model": place / "model.pt", "log": place / "log.txt", "pictures": place / "pictures"},
+            f"digar evaluate {data} -m {place} -o OUT, digar predict IMAGES -m {place} -o OUT",
+        )  # fmt: skip
+
+
+def _number_of_folds(settings: Sequence[str] | None) -> int:
+    return round(1 / read_settings(settings or []).get("validation_share", 0.2))
+
+
+def _weights(models: Sequence[str] | None) -> dict[str, Any]:
+    """Ids that name the weights of one model, or of several that are averaged."""
+    files = [str(find_weights(model)) for model in models or [None]]
+    return {"weights_file": files[0]} | ({"ensemble": files} if len(files) > 1 else {})
+
+
+@app.command()
+def evaluate(
+    data: Data, output: Output, model: Models = None,
+    part: Annotated[str, typer.Option(help="validation, training or all cases of the task.")] = "validation",
+    settings: Settings = None, show_command: ShowCommand = False,
+) -> None:  # fmt: skip
+    """Score a model on labelled images: Dice, distances in mm, volumes in ml, pictures of the worst cases.
+
+    Example: digar evaluate DATA/Task91_ACDC -m cardiac -o scores
+    """
+    ids = _ids(settings, dataset_dir=data, output_dir=output, part=part, **_weights(model))
+    _run(
+        f"evaluating on the {part} cases of {data}", BundleRun(["train.json", "evaluate.json"], "run", ids),
+        show_command,
+        {"scores": output / "summary.csv", "cases": output / "cases.csv", "pictures": output / "worst.png"},
+    )  # fmt: skip
+
+
+@app.command()
+def predict(
+    images: Annotated[Path, typer.Argument(help="A folder (searched through), a file, or a list.")],
+    output: Output,
+    model: Models = None,
+    dicom_seg: Annotated[bool, typer.Option("--dicom-seg", help="Write a DICOM SEG of every series as well.")] = False,
+    settings: Settings = None,
+    show_command: ShowCommand = False,
+) -> None:
+    """Segment images: a mask in each image's own space, a report, volumes in ml. Goes on where it was stopped.
+
+    Example: digar predict DATA/images -o masks
+    """
+    ids = _ids(settings, dataset_dir=images, output_dir=output, dicom_seg=dicom_seg or None, **_weights(model))
+    _run(
+        f"segmenting {images}", BundleRun(["inference.json"], "run", ids), show_command,
+        {"masks": output, "report": output / "report.html", "volumes": output / "volumes.csv"},
+    )  # fmt: skip
+
+
+@app.command()
+def report(
+    output: Annotated[Path, typer.Argument(help="Output folder of `digar predict`, of any number of runs.")],
+) -> None:
+    """Write the report of a folder of masks anew, from what all its runs noted.
+
+    Example: digar report masks
+    """
+    from digar.inference.report import merge_reports
+
+    _say(str(merge_reports(output)))
+
+
+@app.command()
+def embed(
+    scans: Data, output: Output, model: Model = None, settings: Settings = None, show_command: ShowCommand = False
+) -> None:
+    """Turn every scan into a vector by pretrained weights.
+
+    Example: digar embed DATA/scans -o embeddings -m pretraining/pretrained.pt
+    """
+    ids = _ids(settings, dataset_dir=scans, output_dir=output, weights_file=find_weights(model))
+    _run(
+        f"embedding {scans}", BundleRun(["pretrain.yaml", "embed.yaml"], "run", ids), show_command,
+        {"vectors": output / "embeddings.npy", "rows": output / "embeddings.csv"},
+    )  # fmt: skip
+
+
+@app.command()
+def compare(
+    masks: Annotated[Path, typer.Argument(help="Folder of masks, whatever program made them.")],
+    labels: Annotated[Path, typer.Argument(help="Folder of true labels; those without a mask are left out.")],
+    output: Output,
+    images: Annotated[Path | None, typer.Option(help="Folder of the images, for the pictures.")] = None,
+) -> None:
+    """Score masks against true labels: Dice, distances in mm, volumes in ml.
+
+    Example: digar compare masks DATA/labels -o scores
+    """
+    _say(f"scoring {masks} against {labels}")
+    from digar.evaluation.comparison import compare as score
+
+    score(masks, labels, output, images=images)
+    _say(f"  scores: {output / 'summary.csv'}")
+
+
+@app.command()
+def convert(
+    checkpoint: Annotated[Path, typer.Argument(help="A checkpoint of AR-SSL4M.")],
+    output: Annotated[Path, typer.Argument(help="The weights to write.")],
+) -> None:
+    """Convert a published checkpoint to this bundle's names, and say what was done.
+
+    Example: digar convert AR-SSL4M.pt converted.pt
+    """
+    from digar.cli.convert import convert as convert_checkpoint
+
+    _say("\n".join(convert_checkpoint(checkpoint, output)))
+
+
+@app.command()
+def phantoms(
+    folder: Annotated[Path, typer.Argument(help="Where to write; must hold no task.")],
+    training: Annotated[int, typer.Option(help="Labelled studies.")] = 24,
+    test: Annotated[int, typer.Option(help="Unseen studies.")] = 6,
+    seed: Annotated[int, typer.Option(help="Of the whole series.")] = 0,
+) -> None:
+    """Write a task of generated volumes, to try everything without data.
+
+    Example: digar phantoms task
+    """
+    from digar.data.phantoms import write_phantoms
+
+    _say(f"written: {write_phantoms(folder, training, test, seed)}")
+
+
+@app.command(name="dicom-seg")
+def dicom_seg(
+    images: Annotated[Path, typer.Argument(help="What `digar predict` was given.")],
+    masks: Annotated[Path, typer.Argument(help="Its output folder.")],
+) -> None:
+    """Write the masks of DICOM series as DICOM SEG.
+
+    Example: digar dicom-seg DATA/series masks
+    """
+    from digar.inference.dicom_seg import main as write
+
+    write(["--images", str(images), "--masks", str(masks)])
+
+
+def main() -> None:
+    """Run the command; an error is one line."""
+    from digar.cli.errors import explain_error
+
+    sys.excepthook = explain_error
+    typer.main.get_command(app)(prog_name="digar")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,127 @@
+"""The ``digar`` command: what each sub-command runs, and what it says."""
+
+import json
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+from digar.cli.app import app
+from digar.cli.bundle import bundle_root, find_weights, read_settings
+from typer.testing import CliRunner
+
+from tests.conftest import ROOT
+
+COMMANDS = ["plan", "pretrain", "train", "evaluate", "predict", "report", "embed", "compare", "convert", "phantoms",
+            "dicom-seg"]  # fmt: skip
+
+
+def line(*words: str) -> list[str]:
+    """The words of the line that ``--show-command`` prints."""
+    result = CliRunner().invoke(app, [*words, "--show-command"])
+    assert result.exit_code == 0, result.output
+    return shlex.split(result.output)
+
+
+def option(words: list[str], name: str) -> str:
+    return words[words.index(f"--{name}") + 1]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help_with_an_example(command: str) -> None:
+    result = CliRunner().invoke(app, [command, "--help"])
+    assert result.exit_code == 0
+    assert f"Example: digar {command}" in result.output
+
+
+def test_a_mistyped_command_is_refused_with_the_nearest() -> None:
+    result = CliRunner().invoke(app, ["tarin"])
+    assert result.exit_code == 2
+    assert "Did you mean 'train'" in result.output
+
+
+def test_training_is_the_bundles_run_with_absolute_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = line("train", "data", "-o", "my run, second", "--task", "task.yaml", "--fold", "2", "--set", "max_epochs=3")
+    assert words[:5] == ["python", "-m", "monai.bundle", "run", "training"]
+    assert option(words, "config_file") == str(ROOT / "configs/train.json")
+    assert option(words, "dataset_dir") == str(tmp_path / "data")
+    assert option(words, "output_dir") == str(tmp_path / "my run, second")
+    assert option(words, "task") == str(tmp_path / "task.yaml")
+    assert (option(words, "fold"), option(words, "max_epochs")) == ("2", "3")
+
+
+def test_all_folds_train_one_after_the_other_into_folders_of_their_own() -> None:
+    result = CliRunner().invoke(app, ["train", "data", "-o", "/out", "--folds", "all", "--show-command"])
+    lines = [shlex.split(row) for row in result.output.splitlines()]
+    assert [option(words, "fold") for words in lines] == ["0", "1", "2", "3", "4"]
+    assert [option(words, "output_dir") for words in lines] == [f"/out/fold_{fold}" for fold in range(5)]
+
+
+def test_predict_takes_the_shipped_model_unless_told_otherwise(tmp_path: Path) -> None:
+    assert option(line("predict", "x", "-o", "y"), "weights_file") == str(find_weights(None))
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "model.pt").write_bytes(b"")
+    assert option(line("predict", "x", "-o", "y", "-m", str(model)), "weights_file") == str(model / "model.pt")
+
+
+def test_several_models_are_an_ensemble(tmp_path: Path) -> None:
+    files = [tmp_path / name for name in ("a.pt", "b.pt")]
+    for file in files:
+        file.write_bytes(b"")
+    words = line("predict", "x", "-o", "y", "-m", str(files[0]), "-m", str(files[1]))
+    assert json.loads(option(words, "ensemble")) == [str(file) for file in files]
+
+
+def test_an_unknown_model_is_refused_with_what_may_stand_there() -> None:
+    with pytest.raises(FileNotFoundError, match=r"there is no model hipocampus: give a folder .* shipped one"):
+        find_weights("hipocampus")
+
+
+def test_settings_are_yaml() -> None:
+    assert read_settings(["a=1", "b#c=[1, 2]", "d=$1 + 1", "e=x=y"]) == {
+        "a": 1,
+        "b#c": [1, 2],
+        "d": "$1 + 1",
+        "e": "x=y",
+    }
+
+
+@pytest.mark.parametrize(("setting", "words"), [("max_epochs", "write --set id=value"), ("a=[1", "is no YAML")])
+def test_a_setting_of_another_form_is_refused(setting: str, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        read_settings([setting])
+
+
+def test_the_clone_is_the_bundle() -> None:
+    assert bundle_root() == ROOT
+
+
+def digar(*words: str | Path, cwd: Path) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-m", "digar", *map(str, words)], cwd=cwd, capture_output=True, text=True, check=False
+    )
+
+
+def test_an_error_of_a_run_is_one_line_and_the_log_holds_the_rest(tmp_path: Path) -> None:
+    result = digar("predict", "absent", "-o", "masks", cwd=tmp_path)
+    assert result.returncode == 1
+    assert result.stderr.strip().startswith(f"ERROR FileNotFoundError: dataset_dir {tmp_path}/absent does not exist")
+    assert len(result.stderr.strip().splitlines()) == 1
+    assert "Traceback" in (tmp_path / "masks/log.txt").read_text()
+
+
+def test_predict_writes_masks_from_any_folder_and_says_where(tmp_path: Path) -> None:
+    (tmp_path / "my images, new").mkdir()
+    volume = np.random.default_rng(0).normal(100, 20, (35, 50, 35)).astype(np.float32)
+    nib.save(nib.Nifti1Image(volume, np.eye(4)), tmp_path / "my images, new/crop.nii.gz")
+    result = digar("predict", "my images, new", "-o", "masks", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert nib.load(tmp_path / "masks/crop_mask.nii.gz").shape == volume.shape
+    assert result.stdout.splitlines()[0] == "segmenting my images, new"
+    assert "report: masks/report.html" in result.stdout
+    assert "parsing config_file" not in result.stderr
