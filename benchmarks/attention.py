@@ -26,7 +26,8 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from digar.networks.attention import build_branch
+from digar.networks.attention import MODES as ATTENTION_MODES
+from digar.networks.attention import TokenLayout
 from digar.networks.attention.core import attend_at_once, prefix_causal_bias
 from digar.networks.attention.pieces import attend_in_pieces
 from torch import Tensor, nn
@@ -48,6 +49,8 @@ HEADS, HEAD_WIDTH = 12, 64  # of `base`
 LARGEST_AT_ONCE = 2000  # MiB of scores and what stands beside them
 SUBGRID = 8  # patches along an axis of the sub-grids of constant size
 GRIDS = ["8x8x8", "16x16x16", "16x16x32", "16x32x32", "32x32x32"]
+(FULL,), (_, SEQUENCE), (LOCAL, GRID) = (ATTENTION_MODES[mode] for mode in ("none", "full+sequence", "local+grid"))
+FUNCTIONS = {"full": FULL, "sequence": SEQUENCE, "grid": GRID, "local": LOCAL}
 MODES = ["full", "sequence", "grid", "local", "grid 8^3", "local 8^3"]
 
 
@@ -62,8 +65,8 @@ class Case(NamedTuple):
 
     def branch(self) -> nn.Module:
         name, _, scaled = self.mode.partition(" ")
-        dilation = [max(1, n // SUBGRID) for n in self.grid] if scaled else [2] * 3
-        return build_branch(name, self.grid, dilation, int(self.prefix))
+        t, h, w = (max(1, n // SUBGRID) for n in self.grid) if scaled else (2, 2, 2)
+        return FUNCTIONS[name](TokenLayout(self.grid, (t, h, w), self.prefix))
 
     def tokens(self) -> int:
         return 1 + math.prod(self.grid) + int(self.prefix)

@@ -22,9 +22,10 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from digar.networks.heads import LightHead
+from digar.networks.heads import HeadSizes, LightHead
 from digar.networks.patches import from_patches
-from digar.networks.transformer import Backbone, axes
+from digar.networks.settings import BackboneSettings, axes
+from digar.networks.transformer import Backbone
 from digar.volumes.pictures import save_figure
 from matplotlib.figure import Figure
 from monai.bundle import ConfigWorkflow
@@ -41,7 +42,7 @@ class WithoutTransformer(nn.Module):
 
     def __init__(self, patch_size: int, in_channels: int, out_channels: int, feature_size: int) -> None:
         super().__init__()
-        self.head = LightHead(in_channels, out_channels, 1, axes(patch_size, "patch_size"), feature_size)
+        self.head = LightHead(HeadSizes(in_channels, out_channels, 1, 0, axes(patch_size, "patch_size"), feature_size))
 
     def forward(self, image: Tensor) -> Tensor:
         skips = self.head.stem(image)
@@ -53,7 +54,7 @@ class LinearProbe(nn.Module):
 
     def __init__(self, image_size: Sequence[int], patch_size: int, out_channels: int, **backbone: Any) -> None:
         super().__init__()
-        self.backbone = Backbone(image_size, patch_size, **backbone).requires_grad_(False)
+        self.backbone = Backbone(BackboneSettings(image_size, patch_size, **backbone)).requires_grad_(False)
         self.head = nn.Linear(self.backbone.hidden_size, out_channels * math.prod(self.backbone.patch_size))
 
     def forward(self, image: Tensor) -> Tensor:

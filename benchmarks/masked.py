@@ -10,12 +10,13 @@ Data, crops, steps, rates and the loss on normalised pixels stay those of ``conf
 """
 
 import math
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Mapping
 from typing import Any
 
 import torch
 from digar.networks.patches import from_patches, to_patches
-from digar.networks.transformer import Backbone, axes
+from digar.networks.settings import BackboneSettings, takes_fields_of
+from digar.networks.transformer import Backbone
 from digar.training.losses import NextPatchLoss, next_patch_target
 from digar.training.losses.squared_error import PatchError
 from monai.config import KeysCollection
@@ -48,16 +49,15 @@ class MaskedAutoencoder(nn.Module):
     """Predicts the pixels of masked patches from the others.
 
     Args:
-        image_size, patch_size, in_channels, backbone: see :class:`Backbone`.
+        fields: of :class:`BackboneSettings`.
     """
 
-    def __init__(
-        self, image_size: int | Sequence[int], patch_size: int | Sequence[int], in_channels: int = 1, **backbone: Any
-    ) -> None:
+    @takes_fields_of(BackboneSettings)
+    def __init__(self, settings: BackboneSettings) -> None:
         super().__init__()
-        self.backbone = Backbone(image_size, patch_size, in_channels, **backbone)
+        self.backbone = Backbone(settings)
         self.mask_token = nn.Parameter(torch.zeros(1, self.backbone.hidden_size, 1, 1, 1))
-        self.head = nn.Linear(self.backbone.hidden_size, in_channels * math.prod(axes(patch_size, "patch_size")))
+        self.head = nn.Linear(self.backbone.hidden_size, settings.in_channels * math.prod(settings.patch))
         self.masked = torch.empty(0)  # of the last call, (B, N): 1 where masked
 
     def forward(self, image: Tensor, visible: Tensor) -> Tensor:

@@ -36,10 +36,10 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from digar.networks import SIZES, PretrainingNetwork
-from digar.networks.checkpointing import CHECKPOINTING
 from digar.networks.compilation import compile_blocks
 from digar.networks.patches import to_patches
 from digar.networks.position import sincos_position
+from digar.networks.recomputation import CHECKPOINTING
 from digar.training.losses import NextPatchLoss, next_patch_target
 from monai.networks.blocks import MLPBlock
 from monai.networks.nets import ViT
@@ -67,7 +67,6 @@ VARIANTS = [
     "none-float32",
     PLAIN,
     "full+sequence-bf16",
-    "full+grid-bf16",
     "local+grid-bf16",
     "local,grid-bf16",
     "none-bf16-cheap",

@@ -9,7 +9,10 @@ from collections.abc import Sequence
 
 import torch
 from digar.networks import SIZES, Backbone, PretrainingNetwork, SegmentationNetwork
-from digar.networks.attention import build_branch
+from digar.networks.attention import TokenLayout
+from digar.networks.attention.full import FullAttention
+from digar.networks.attention.grouped import GridAttention
+from digar.networks.attention.sequence import SequenceAttention
 from digar.networks.weights import count_parameters
 from digar.training.losses import NextPatchLoss
 
@@ -51,10 +54,12 @@ def show_segmentation(network: SegmentationNetwork) -> None:
 
 def show_scores(grid_size: Sequence[int], dilation: int) -> None:
     """Attention scores per head and layer of each attention function, and their ratio to full attention's."""
-    full = build_branch("full", grid_size, [dilation] * 3, num_end=1).num_scores
+    t, h, w = grid_size
+    layout = TokenLayout((t, h, w), (dilation,) * 3, end_token=True)
+    full = FullAttention(layout).num_scores
     print(f"Attention scores per head and layer, grid {tuple(grid_size)}, dilation {dilation}")
-    for name in ("full", "sequence", "grid"):
-        scores = build_branch(name, grid_size, [dilation] * 3, num_end=1).num_scores
+    for name, function in (("full", FullAttention), ("sequence", SequenceAttention), ("grid", GridAttention)):
+        scores = function(layout).num_scores
         print(f"  {name:<16} {scores:>9,}   1/{full / scores:.1f}")
 
 

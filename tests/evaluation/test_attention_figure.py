@@ -3,8 +3,8 @@
 import pytest
 import torch
 from digar.evaluation.attention_figure import attention_weights
+from digar.networks import Backbone, BackboneSettings
 from digar.networks.attention import MODES
-from digar.networks.transformer import Backbone
 
 SIZE = {"hidden_size": 24, "num_layers": 2, "num_heads": 2}
 
@@ -12,7 +12,7 @@ SIZE = {"hidden_size": 24, "num_layers": 2, "num_heads": 2}
 @pytest.mark.parametrize("mode", MODES)
 def test_the_weights_times_the_values_are_what_each_branch_gives(mode: str) -> None:
     torch.manual_seed(0)
-    backbone = Backbone(16, 4, size={**SIZE, "num_heads": 1}, attention=mode).eval()
+    backbone = Backbone(BackboneSettings(16, 4, size={**SIZE, "num_heads": 1}, attention=mode)).eval()
     image = torch.rand(2, 1, 16, 16, 16)
     weights = attention_weights(backbone, image, 0)
     taken = []
@@ -28,7 +28,7 @@ def test_the_weights_times_the_values_are_what_each_branch_gives(mode: str) -> N
 
 
 def test_a_local_window_and_its_sub_grid_meet_in_the_patch_itself() -> None:
-    backbone = Backbone(16, 4, size=SIZE, attention="local+grid").eval()
+    backbone = Backbone(BackboneSettings(16, 4, size=SIZE, attention="local+grid")).eval()
     local, grid = attention_weights(backbone, torch.rand(1, 1, 16, 16, 16), 1)[:, 0, 1:, 1:]
     seen_local, seen_grid = (set(torch.nonzero(weights[21]).flatten().tolist()) for weights in (local, grid))
     assert len(seen_local) == len(seen_grid) == 8

@@ -5,15 +5,19 @@ import functools
 import pytest
 import torch
 import torch.nn.functional as F
-from digar.networks.attention import MODES, GatedAttention, ResidualGate, build_branch, core, pieces
+from digar.networks.attention import MODES, GatedAttention, ResidualGate, TokenLayout, core, pieces
 from digar.networks.attention.core import attend_at_once, prefix_causal_bias
+from digar.networks.attention.full import FullAttention
+from digar.networks.attention.grouped import GridAttention, LocalAttention
 from digar.networks.attention.pieces import attend_in_pieces
+from digar.networks.attention.sequence import SequenceAttention
 from torch import Tensor
 
 from tests.networks import reference
 
 HIDDEN, HEADS = 6, 2
-GATED = [mode for mode in MODES if "+" in mode]
+GATED = [mode for mode, functions in MODES.items() if len(functions) == 2]
+FUNCTIONS = {"full": FullAttention, "sequence": SequenceAttention, "grid": GridAttention, "local": LocalAttention}
 GEOMETRIES = {  # patch grid and dilation per axis
     "cubic": ((4, 4, 2), (2, 2, 2)),
     "windows-of-3": ((6, 2, 3), (2, 1, 1)),
@@ -46,7 +50,7 @@ def num_tokens(grid: tuple[int, ...], num_end: int) -> int:
 def make_layer(mode: str, grid, dilation, num_end: int, **arguments) -> GatedAttention:
     """A float64 layer whose weights are large enough for every score to matter."""
     torch.manual_seed(0)
-    layer = GatedAttention(HIDDEN, HEADS, mode, grid, dilation, num_end, **arguments).double()
+    layer = GatedAttention(HIDDEN, HEADS, mode, TokenLayout(grid, dilation, num_end == 1), **arguments).double()
     for parameter in layer.parameters():
         if parameter.numel() > 1:  # the gate keeps its start
             torch.nn.init.normal_(parameter, std=0.7)
@@ -109,13 +113,13 @@ def test_sequence_gives_an_output_at_every_rth_position_and_zero_elsewhere(step)
 def branch_output(branch: str, grid, dilation, num_end: int) -> Tensor:
     torch.manual_seed(0)
     query, key, value = torch.randn(3, 2, HEADS, num_tokens(grid, num_end), 3)
-    return build_branch(branch, grid, dilation, num_end)(query, key, value, [])
+    return FUNCTIONS[branch](TokenLayout(grid, dilation, num_end == 1))(query, key, value, [])
 
 
 @pytest.mark.parametrize(("branch", "grid", "dilation"), mode_cases(["grid", "local"]))
 def test_grouping_puts_every_patch_beside_those_of_its_own_group(branch, grid, dilation):
     num_patches = num_tokens(grid, 0) - 1
-    grouped = build_branch(branch, grid, dilation, 0).group(torch.arange(num_patches).reshape(1, 1, -1, 1))
+    grouped = FUNCTIONS[branch](TokenLayout(grid, dilation)).group(torch.arange(num_patches).reshape(1, 1, -1, 1))
     coordinates = reference.patch_coordinates(grid)
     assert sorted(grouped.flatten().tolist()) == list(range(num_patches))
     for group in grouped[:, 0, :, 0].tolist():
@@ -294,4 +298,4 @@ def test_separate_projections_change_nothing_without_a_gate():
 )
 def test_a_dilation_that_does_not_fit_is_refused_with_the_numbers(branch, grid, dilation, message):
     with pytest.raises(ValueError, match=message):
-        build_branch(branch, grid, dilation, 0)
+        FUNCTIONS[branch](TokenLayout(grid, dilation))

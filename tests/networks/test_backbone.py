@@ -5,7 +5,14 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from digar.networks import SIZES, Backbone, ClassificationNetwork, PretrainingNetwork, SegmentationNetwork
+from digar.networks import (
+    SIZES,
+    Backbone,
+    BackboneSettings,
+    ClassificationNetwork,
+    PretrainingNetwork,
+    SegmentationNetwork,
+)
 from digar.networks.attention import MODES
 from digar.networks.position import sincos_position
 from digar.networks.weights import count_parameters
@@ -131,7 +138,7 @@ def test_without_a_prefix_every_prediction_depends_on_the_last_patch(attention):
 @pytest.mark.parametrize("volume", by_name(VOLUMES))
 def test_tokens_are_start_patches_in_raster_order_and_end(volume, end_token):
     image_size, patch_size, channels, _ = volume
-    backbone = Backbone(image_size, patch_size, channels, size=SIZE, end_token=end_token).double()
+    backbone = Backbone(BackboneSettings(image_size, patch_size, channels, size=SIZE), end_token).double()
     image = make_image(volume)
     received = []
     backbone.blocks[0].register_forward_pre_hook(lambda _, inputs: received.append(inputs[0]))
@@ -152,7 +159,7 @@ def test_tokens_are_start_patches_in_raster_order_and_end(volume, end_token):
 
 
 def test_a_block_is_pre_norm_attention_and_mlp_each_with_a_residual():
-    backbone = randomise(Backbone(8, 4, size=SIZE, attention="full+grid")).double()
+    backbone = randomise(Backbone(BackboneSettings(8, 4, size=SIZE, attention="local+grid"))).double()
     block = backbone.blocks[0]
     tokens = torch.randn(2, 9, 24, dtype=torch.float64)
 
@@ -177,19 +184,19 @@ def test_sincos_table_equals_the_loops(grid, hidden_size):
 
 
 def test_sincos_positions_are_fixed_and_not_stored_and_learned_ones_are_parameters():
-    fixed = Backbone(8, 4, size=SIZE, end_token=True)
-    learned = Backbone(8, 4, size=SIZE, end_token=True, position="learned")
+    fixed = Backbone(BackboneSettings(8, 4, size=SIZE), end_token=True)
+    learned = Backbone(BackboneSettings(8, 4, size=SIZE, position="learned"), end_token=True)
     assert "position" not in fixed.state_dict()
     assert not fixed.position.requires_grad
     assert fixed.position[[0, -1]].abs().max() == 0
     assert learned.position.shape == (10, 24)  # start and end tokens have their own
     assert "position" in dict(learned.named_parameters())
     assert learned.position.abs().sum(dim=1).min() > 0
-    assert Backbone(8, 4, size=SIZE, position="learned").position.shape == (9, 24)
+    assert Backbone(BackboneSettings(8, 4, size=SIZE, position="learned")).position.shape == (9, 24)
 
 
 def test_dropout_works_in_train_mode_and_not_in_eval():
-    network = make_network("full+grid", VOLUMES["one-channel"], dropout=0.3)
+    network = make_network("local+grid", VOLUMES["one-channel"], dropout=0.3)
     image = make_image(VOLUMES["one-channel"])
     assert torch.equal(network(image), network(image))
     network.train()
@@ -197,21 +204,21 @@ def test_dropout_works_in_train_mode_and_not_in_eval():
 
 
 def test_dropout_stands_after_the_attention_and_after_the_mlp_of_a_block():
-    block = randomise(Backbone(8, 4, size=SIZE, dropout=1.0)).blocks[0]
+    block = randomise(Backbone(BackboneSettings(8, 4, size=SIZE, dropout=1.0))).blocks[0]
     tokens = torch.randn(1, 9, 24)
     assert torch.equal(block.train()(tokens, []), tokens)  # all is dropped but the residual
     assert (block.eval()(tokens, []) - tokens).abs().max() > 1e-3
 
 
 def test_no_dropout_by_default():
-    network = make_network("full+grid", VOLUMES["one-channel"]).train()
+    network = make_network("local+grid", VOLUMES["one-channel"]).train()
     image = make_image(VOLUMES["one-channel"])
     assert torch.equal(network(image), network(image))
 
 
 def test_every_parameter_gets_a_gradient_in_pretraining():
     volume = VOLUMES["one-channel"]
-    network = make_network("full+grid", volume, position="learned", projections="separate")
+    network = make_network("local+grid", volume, position="learned", projections="separate")
     network(make_image(volume), torch.tensor([3])).square().sum().backward()
     assert [name for name, p in network.named_parameters() if p.grad is None or p.grad.abs().max() == 0] == []
 
@@ -223,10 +230,17 @@ def test_every_parameter_gets_a_gradient_in_pretraining():
 def test_named_sizes_build_what_they_say(name, hidden_size, num_layers, num_heads):
     assert SIZES[name] == {"hidden_size": hidden_size, "num_layers": num_layers, "num_heads": num_heads}
     with torch.device("meta"):
-        backbone = Backbone(32, 16, size=name)
+        backbone = Backbone(BackboneSettings(32, 16, size=name))
     assert backbone.patch_embedding.weight.shape == (hidden_size, 1, 16, 16, 16)
     assert len(backbone.blocks) == num_layers
     assert all(block.attention.num_heads == num_heads for block in backbone.blocks)
+
+
+def test_a_size_in_numbers_may_come_in_any_order():
+    backbone = Backbone(BackboneSettings(8, 4, size={"num_heads": 4, "num_layers": 3, "hidden_size": 24}))
+    assert backbone.hidden_size == 24
+    assert len(backbone.blocks) == 3
+    assert backbone.blocks[0].attention.num_heads == 4
 
 
 def test_base_at_its_published_size_has_about_91_million_parameters():
@@ -248,7 +262,7 @@ def test_shared_projections_add_one_gate_per_layer_and_nothing_else(attention):
 
 def test_modes_are_taken_in_turn_by_the_layers():
     size = {**SIZE, "num_layers": 5}
-    backbone = Backbone(8, 4, size=size, attention=["local", "grid"])
+    backbone = Backbone(BackboneSettings(8, 4, size=size, attention=["local", "grid"]))
     assert [block.attention.mode for block in backbone.blocks] == ["local", "grid", "local", "grid", "local"]
     assert backbone.gate_shares() == []
 
@@ -257,23 +271,23 @@ def test_modes_are_taken_in_turn_by_the_layers():
 
 
 def in_volume_order(grid: list[int]) -> list[int]:
-    """Raster numbers of the patches: four slabs along z one after another, raster within each."""
+    """Raster numbers of the patches: four parts along z one after another, raster within each."""
     coordinates = reference.patch_coordinates(grid)
     order = []
-    for slab in range(4):
-        order += [number for number, (_, _, z) in enumerate(coordinates) if z // (grid[2] // 4) == slab]
+    for part in range(4):
+        order += [number for number, (_, _, z) in enumerate(coordinates) if z // (grid[2] // 4) == part]
     return order
 
 
-SLABBED = {  # z has 8 and 4 patches: two and one per slab
+IN_PARTS = {  # z has 8 and 4 patches: two and one per part
     "one-channel": ((4, 4, 16), (2, 2, 2), 1, (2, 2, 2)),
     "anisotropic-two-channels": ((8, 6, 4), (4, 2, 1), 2, (2, 3, 1)),
 }
 
 
 @pytest.mark.parametrize("position", ["sincos", "learned"])
-@pytest.mark.parametrize("volume", by_name(SLABBED))
-def test_in_volume_order_tokens_and_their_positions_stand_slab_after_slab(volume, position):
+@pytest.mark.parametrize("volume", by_name(IN_PARTS))
+def test_in_volume_order_tokens_and_their_positions_stand_part_after_part(volume, position):
     raster, ordered = (
         make_network("none", volume, position=position, token_order=order).backbone for order in ("raster", "volume")
     )
@@ -285,7 +299,7 @@ def test_in_volume_order_tokens_and_their_positions_stand_slab_after_slab(volume
     torch.testing.assert_close(received[1], received[0][order], rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("volume", by_name(SLABBED))
+@pytest.mark.parametrize("volume", by_name(IN_PARTS))
 @pytest.mark.parametrize("attention", by_name({mode: mode for mode in MODES if "sequence" not in mode}))
 def test_without_a_prefix_volume_order_permutes_the_predictions_and_changes_none(attention, volume):
     raster, ordered = (make_network(attention, volume, token_order=order) for order in ("raster", "volume"))
@@ -300,7 +314,7 @@ def test_without_a_prefix_volume_order_permutes_the_predictions_and_changes_none
 @pytest.mark.parametrize("prefix", [0, 3, 15])
 @pytest.mark.parametrize("attention", by_name({mode: mode for mode in MODES} | {"in-turn": ["local", "grid"]}))
 def test_in_volume_order_nothing_sees_the_future_of_that_order(attention, prefix):
-    volume = SLABBED["one-channel"]
+    volume = IN_PARTS["one-channel"]
     changes = largest_change(attention, volume, prefix, token_order="volume")
     for place, raster_number in enumerate(in_volume_order([2, 2, 8]), start=1):
         if place > prefix:
@@ -309,7 +323,7 @@ def test_in_volume_order_nothing_sees_the_future_of_that_order(attention, prefix
 
 @pytest.mark.parametrize("mode", ["grid", "local"])
 def test_in_volume_order_groups_hold_the_patches_that_the_loops_say_with_the_mask_of_that_order(mode):
-    volume, prefix = SLABBED["one-channel"], 5
+    volume, prefix = IN_PARTS["one-channel"], 5
     changes = largest_change(mode, volume, prefix, token_order="volume", num_layers=1)
     grid, coordinates = [2, 2, 8], reference.patch_coordinates([2, 2, 8])
     order = in_volume_order(grid)
@@ -334,9 +348,9 @@ REFUSED = {
         {"token_order": "snake", "end_token": True},
         "token_order must be raster or volume, not 'snake'",
     ),
-    "token-order-slabs": (
+    "token-order-parts": (
         {"token_order": "volume", "end_token": True},
-        r"token_order volume divides z into 4 slabs; the patch grid is \(2, 2, 2\)",
+        r"token_order volume divides z into 4 parts; the patch grid is \(2, 2, 2\)",
     ),
     "token-order-downstream": ({"token_order": "volume"}, "token_order 'volume' is for pretraining"),
     "heads": ({"size": {**SIZE, "num_heads": 5}}, "hidden_size 24 is not divisible by num_heads 5"),
@@ -347,7 +361,7 @@ REFUSED = {
         r"patch grid \(2, 2, 3\) is not divisible by dilation \(2, 2, 2\)",
     ),
     "grid-per-axis": (
-        {"attention": "full+grid", "dilation": (1, 2, 4)},
+        {"attention": "local+grid", "dilation": (1, 2, 4)},
         r"patch grid \(2, 2, 2\) is not divisible by dilation \(1, 2, 4\)",
     ),
     "sequence-per-axis": (
@@ -356,6 +370,9 @@ REFUSED = {
     ),
     "sequence-too-long": ({"attention": "full+sequence", "dilation": 9}, "sequence dilation 9 must be from 1 to 8"),
     "mode": ({"attention": "dilated"}, "attention mode 'dilated' is unknown; the modes are none, full"),
+    "unmeasured-mode": ({"attention": "full+grid"}, "mode 'full\\+grid' is gone, .*; the modes are none, full"),
+    "unmeasured-mode-in-list": ({"attention": ["grid", "local+sequence"]}, "mode 'local\\+sequence' is gone"),
+    "checkpointing": ({"checkpointing": "some"}, "checkpointing 'some' is unknown; there are none, cheap, all"),
     "mode-in-list": ({"attention": ["local", "gird"]}, "attention mode 'gird' is unknown"),
     "no-modes": ({"attention": []}, "0 attention modes are given for 2 layers"),
     "too-many-modes": ({"attention": ["local", "grid", "none"]}, "3 attention modes are given for 2 layers"),
@@ -367,7 +384,7 @@ REFUSED = {
     ),
     "position": ({"position": "rotary"}, "position must be 'sincos' or 'learned', not 'rotary'"),
     "projections": ({"projections": "both"}, "projections must be 'shared' or 'separate', not 'both'"),
-    "gate": ({"attention": "full+grid", "gate_init": 1.0}, "gate_init 1.0 must lie strictly between 0 and 1"),
+    "gate": ({"attention": "local+grid", "gate_init": 1.0}, "gate_init 1.0 must lie strictly between 0 and 1"),
     "two-axes": ({"patch_size": (4, 4)}, r"patch_size must be one positive number or three, not \(4, 4\)"),
     "zero-dilation": ({"dilation": 0}, "dilation must be one positive number or three, not 0"),
 }
@@ -375,13 +392,15 @@ REFUSED = {
 
 @pytest.mark.parametrize(("changes", "message"), [pytest.param(*case, id=name) for name, case in REFUSED.items()])
 def test_wrong_arguments_are_refused_with_the_numbers(changes, message):
+    settings = {"image_size": 8, "patch_size": 4, "size": SIZE, **changes}
+    end_token = settings.pop("end_token", False)
     with pytest.raises(ValueError, match=message):
-        Backbone(**{"image_size": 8, "patch_size": 4, "size": SIZE, **changes})
+        Backbone(BackboneSettings(**settings), end_token)
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 8, 8, 16), (1, 2, 8, 8, 8), (1, 1, 8, 8)], ids=str)
 def test_an_image_of_another_size_is_refused_with_both_sizes(shape):
-    backbone = Backbone(8, 4, size=SIZE)
+    backbone = Backbone(BackboneSettings(8, 4, size=SIZE))
     given = ", ".join(str(n) for n in shape[1:])
     with pytest.raises(ValueError, match=rf"\[{given}\], the network takes \[1, 8, 8, 8\]"):
         backbone(torch.zeros(shape))
@@ -389,7 +408,7 @@ def test_an_image_of_another_size_is_refused_with_both_sizes(shape):
 
 def test_bfloat16_autocast_gives_nearly_the_same_predictions():
     volume = VOLUMES["one-channel"]
-    network = make_network("full+grid", volume).float()
+    network = make_network("local+grid", volume).float()
     for parameter in network.parameters():
         parameter.data.mul_(0.5)
     image, prefix = make_image(volume).float(), torch.tensor([5])
@@ -406,7 +425,7 @@ def segmentation(head: str, attention: str | list[str], num_layers: int) -> Segm
 
 
 DOWNSTREAM: dict[str, Callable[[], nn.Module]] = {
-    "light-gated": lambda: segmentation("light", "full+grid", 2),
+    "light-gated": lambda: segmentation("light", "local+grid", 2),
     "unetr-in-turn": lambda: segmentation("unetr", ["local", "grid"], 4),
     "classification": lambda: ClassificationNetwork((8, 8, 16), 4, 2, 5, attention="full+sequence", size=SIZE),
 }

@@ -14,7 +14,7 @@ IMAGE, PREFIX = torch.rand(2, 1, 8, 8, 8, generator=torch.Generator().manual_see
 def build(**arguments) -> PretrainingNetwork:
     torch.manual_seed(0)
     size = {"hidden_size": 12, "num_layers": 2, "num_heads": 2}
-    return PretrainingNetwork(8, 2, size=size, attention="full+grid", **arguments)
+    return PretrainingNetwork(8, 2, size=size, attention="local+grid", **arguments)
 
 
 def step(network: PretrainingNetwork) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:

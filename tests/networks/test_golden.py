@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from digar.networks import Backbone, PretrainingNetwork, SegmentationNetwork
+from digar.networks import Backbone, BackboneSettings, PretrainingNetwork, SegmentationNetwork
 from digar.networks.weights import convert_published, load_weights
 from digar.training.losses import NextPatchLoss
 from torch import nn
@@ -28,7 +28,7 @@ class Encoder(nn.Module):
 
     def __init__(self, **arguments) -> None:
         super().__init__()
-        self.backbone = Backbone(**arguments)
+        self.backbone = Backbone(BackboneSettings(**arguments))
 
 
 def arrays(path: Path) -> dict[str, np.ndarray]:

@@ -1,13 +1,12 @@
 """Heads: patches and strides fit the volume, the light stem starts silent, logits stand on the image's grid."""
 
 import math
-from functools import partial
 
 import numpy as np
 import pytest
 import torch
 from digar.networks import ClassificationNetwork, SegmentationNetwork
-from digar.networks.heads import LightHead, UnetrHead
+from digar.networks.heads import HEADS, HeadSizes, UnetrHead
 from digar.networks.heads.strides import doublings, stage_strides
 from digar.networks.patches import from_patches, to_patches
 
@@ -15,7 +14,6 @@ from tests.networks import reference
 
 SIZE = {"hidden_size": 24, "num_layers": 2, "num_heads": 2}
 DEEP = {**SIZE, "num_layers": 4}
-HEADS = [pytest.param(LightHead, id="light"), pytest.param(partial(UnetrHead, num_layers=12), id="unetr")]
 PATCHES = {
     "cubic-16": ((32, 16, 16), (16, 16, 16)),
     "thick-slices": ((16, 16, 8), (8, 8, 4)),
@@ -63,18 +61,18 @@ def test_an_axis_with_fewer_doublings_takes_them_in_the_coarse_stages(patch_size
     assert doublings(patch_size) == [int(math.log2(p)) for p in patch_size]
 
 
-@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("head", HEADS.values(), ids=HEADS)
 @pytest.mark.parametrize("patch_size", [(12, 12, 12), (8, 8, 6), (4, 4, 0)], ids=str)
 def test_a_patch_that_is_no_power_of_two_is_refused_with_its_size(head, patch_size):
     with pytest.raises(ValueError, match=rf"patch_size \({patch_size[0]}, .* must be powers of two"):
-        head(1, 2, 24, patch_size, 4)
+        head(HeadSizes(1, 2, 24, 12, patch_size, 4))
 
 
 def test_unetr_refuses_patches_over_16_and_fewer_than_4_layers():
     with pytest.raises(ValueError, match=r"patch_size \(32, 16, 16\) is over 16"):
-        UnetrHead(1, 2, 24, (32, 16, 16), 4, 12)
+        UnetrHead(HeadSizes(1, 2, 24, 12, (32, 16, 16), 4))
     with pytest.raises(ValueError, match="at least 4 layers; the backbone has 3"):
-        UnetrHead(1, 2, 24, (16, 16, 16), 4, 3)
+        UnetrHead(HeadSizes(1, 2, 24, 3, (16, 16, 16), 4))
 
 
 def test_an_unknown_head_is_refused_with_the_known_ones():
@@ -94,12 +92,12 @@ def test_logits_stand_on_the_image_grid(head, volume, patch_size):
     ("num_layers", "after"), [(12, [4, 7, 10]), (24, [8, 14, 20]), (4, [1, 2, 3])], ids=["12", "24", "4"]
 )
 def test_unetr_takes_its_skips_after_the_published_shares_of_the_depth(num_layers, after):
-    head = UnetrHead(1, 2, 24, (16, 16, 16), 4, num_layers)
+    head = UnetrHead(HeadSizes(1, 2, 24, num_layers, (16, 16, 16), 4))
     assert [layer + 1 for layer in head.skip_layers] == after
 
 
 def test_unetr_reads_its_three_skip_layers_the_last_one_and_the_image():
-    head = UnetrHead(1, 2, 24, (4, 4, 4), 4, 12)
+    head = UnetrHead(HeadSizes(1, 2, 24, 12, (4, 4, 4), 4))
     maps = [torch.randn(1, 24, 2, 2, 2, requires_grad=True) for _ in range(12)]
     image = torch.randn(1, 1, 8, 8, 8, requires_grad=True)
     head(maps, head.stem(image)).square().sum().backward()
@@ -154,13 +152,13 @@ def test_light_logits_depend_on_the_tokens_and_on_the_pyramid():
 
 
 def test_the_unetr_stem_adds_nothing_to_the_tokens():
-    head = UnetrHead(1, 2, 24, (16, 16, 16), 4, 12)
+    head = UnetrHead(HeadSizes(1, 2, 24, 12, (16, 16, 16), 4))
     assert head.token_offset([torch.zeros(1, 4, 16, 16, 16)]) is None
 
 
 @pytest.mark.parametrize(("channels", "num_classes"), [(1, 2), (3, 8)])
 def test_classification_is_a_linear_layer_on_the_mean_patch_token(channels, num_classes):
-    network = ClassificationNetwork((8, 4, 4), (4, 2, 2), channels, num_classes, attention="full+grid", size=SIZE)
+    network = ClassificationNetwork((8, 4, 4), (4, 2, 2), channels, num_classes, attention="full+sequence", size=SIZE)
     image = torch.randn(3, channels, 8, 4, 4)
     logits = network(image)
     assert logits.shape == (3, num_classes)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from digar.networks import Backbone, ClassificationNetwork, PretrainingNetwork, SegmentationNetwork
+from digar.networks import Backbone, BackboneSettings, ClassificationNetwork, PretrainingNetwork, SegmentationNetwork
 from digar.networks.weights import (
     convert_published,
     count_parameters,
@@ -180,7 +180,7 @@ def test_published_weights_load_whatever_wraps_them(wrap, tmp_path):
 
 def test_a_published_encoder_loads_without_its_end_token(tmp_path, caplog):
     encoder = nn.Module()
-    encoder.backbone = Backbone(PATCH * GRID, PATCH, size=SIZE)
+    encoder.backbone = Backbone(BackboneSettings(PATCH * GRID, PATCH, size=SIZE))
     with caplog.at_level(logging.INFO):
         load_weights(encoder, saved(renamed("vit.")(published(decoder=False)), tmp_path))
     assert torch.equal(encoder.backbone.norm.weight, published()["norm.weight"])
@@ -191,7 +191,7 @@ def test_a_published_encoder_loads_without_its_end_token(tmp_path, caplog):
 def test_published_weights_compute_the_same_under_plain_and_gated_attention_of_no_share(tmp_path):
     path = saved(published(), tmp_path)
     plain = load_weights(pretraining(), path)
-    gated = pretraining(attention="full+grid", gate_init=1e-9)
+    gated = pretraining(attention="full+sequence", gate_init=1e-9)
     gated.load_state_dict(plain.state_dict(), strict=False)
     image, prefix = torch.randn(1, 1, 8, 8, 8), torch.tensor([3])
     with torch.no_grad():
@@ -203,9 +203,9 @@ def test_published_weights_compute_the_same_under_plain_and_gated_attention_of_n
 
 @pytest.mark.parametrize("wrapper", [None, "state_dict", "model", "network"])
 def test_a_checkpoint_of_this_bundle_loads_back(wrapper, tmp_path):
-    source = pretraining(attention="full+grid", gate_init=0.4)
+    source = pretraining(attention="full+sequence", gate_init=0.4)
     content = source.state_dict() if wrapper is None else {wrapper: source.state_dict(), "epoch": 1}
-    network = pretraining(attention="full+grid")
+    network = pretraining(attention="full+sequence")
     assert load_weights(network, saved(content, tmp_path)) is network
     assert_same_weights(network.state_dict(), source.state_dict())
 
@@ -361,7 +361,7 @@ def test_without_a_checkpoint_the_network_stays_as_it_was_built():
 
 def test_a_published_checkpoint_starts_a_classification_network(tmp_path):
     source = published()
-    network = ClassificationNetwork(8, PATCH, attention="full+grid", size=SIZE)
+    network = ClassificationNetwork(8, PATCH, attention="full+sequence", size=SIZE)
     report = load_pretrained(network, saved(sharded(source), tmp_path))
     assert torch.equal(network.backbone.start_token[0, 0], source["embed_tokens.weight"][1])
     assert torch.equal(network.backbone.blocks[1].mlp[2].weight, source["layers.1.mlp.linear2.weight"])
@@ -372,8 +372,8 @@ def test_a_published_checkpoint_starts_a_classification_network(tmp_path):
 @pytest.mark.parametrize(("inherit_gate", "share"), [(False, 0.05), (True, 0.4)], ids=["own-gate", "inherited-gate"])
 @pytest.mark.parametrize("gate_learnable", [True, False], ids=["learnable", "fixed"])
 def test_gates_keep_their_own_start_unless_inherited(inherit_gate, share, gate_learnable, tmp_path):
-    source = pretraining(attention="full+grid", gate_init=0.4)
-    network = segmentation(attention="full+grid", gate_init=0.05, gate_learnable=gate_learnable)
+    source = pretraining(attention="full+sequence", gate_init=0.4)
+    network = segmentation(attention="full+sequence", gate_init=0.05, gate_learnable=gate_learnable)
     report = load_pretrained(network, saved(source.state_dict(), tmp_path), inherit_gate)
     assert network.backbone.gate_shares() == pytest.approx([share, share])
     assert ("2 gates start at the network's own gate_init" in report) is not inherit_gate
@@ -449,8 +449,8 @@ def test_learned_positions_of_an_unknown_grid_are_refused(tmp_path):
         pytest.param({"position": "learned"}, {}, "unexpected: position", id="learned-into-fixed"),
         pytest.param({}, {"position": "learned"}, "missing: position", id="fixed-into-learned"),
         pytest.param(
-            {"attention": "full+grid", "projections": "separate"},
-            {"attention": "full+grid"},
+            {"attention": "full+sequence", "projections": "separate"},
+            {"attention": "full+sequence"},
             r"unexpected: blocks\.0\.attention\.dilated_qkv\.weight",
             id="projections",
         ),

@@ -1,6 +1,18 @@
-"""The network, in the order of the forward pass: patches, position, attention, transformer, heads, tasks; weights."""
+"""The networks.
 
-from digar.networks.tasks import ClassificationNetwork, PretrainingNetwork, SegmentationNetwork
-from digar.networks.transformer import SIZES, Backbone
+In the order of the forward pass: settings, patches, position, attention, transformer, heads, models. What they are run
+with: weights, precision, compilation, recomputation (of activations in the backward pass), exported files.
+"""
 
-__all__ = ["SIZES", "Backbone", "ClassificationNetwork", "PretrainingNetwork", "SegmentationNetwork"]
+from digar.networks.models import ClassificationNetwork, PretrainingNetwork, SegmentationNetwork
+from digar.networks.settings import SIZES, BackboneSettings
+from digar.networks.transformer import Backbone
+
+__all__ = [
+    "SIZES",
+    "Backbone",
+    "BackboneSettings",
+    "ClassificationNetwork",
+    "PretrainingNetwork",
+    "SegmentationNetwork",
+]

@@ -5,27 +5,27 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-TOKEN_ORDERS = {"raster": 1, "volume": 4}  # and the slabs along z that come one after another in it
+TOKEN_ORDERS = {"raster": 1, "volume": 4}  # and the parts along z that come one after another in it
 
 
-def slabs_in_turn(token_order: str, grid_size: Sequence[int]) -> int:
-    """How many slabs along z come one after another in a token order.
+def parts_in_turn(token_order: str, grid_size: Sequence[int]) -> int:
+    """How many parts along z come one after another in a token order.
 
     Raises:
-        ValueError: the order is unknown, or the patch grid ``(t, h, w)`` cannot be divided into its slabs.
+        ValueError: the order is unknown, or the patch grid ``(t, h, w)`` cannot be divided into its parts.
     """
     if token_order not in TOKEN_ORDERS:
         raise ValueError(f"token_order must be {' or '.join(TOKEN_ORDERS)}, not {token_order!r}")
-    slabs = TOKEN_ORDERS[token_order]
-    if grid_size[2] % slabs:
-        raise ValueError(f"token_order {token_order} divides z into {slabs} slabs; the patch grid is {grid_size}")
-    return slabs
+    parts = TOKEN_ORDERS[token_order]
+    if grid_size[2] % parts:
+        raise ValueError(f"token_order {token_order} divides z into {parts} parts; the patch grid is {grid_size}")
+    return parts
 
 
-def token_permutation(grid_size: Sequence[int], slabs: int) -> Tensor:
-    """The raster number of each patch in token order: slab after slab along z, raster within each; ``(t*h*w,)``."""
+def token_permutation(grid_size: Sequence[int], parts: int) -> Tensor:
+    """The raster number of each patch in token order: part after part along z, raster within each; ``(t*h*w,)``."""
     t, h, w = grid_size
-    return torch.arange(t * h * w).reshape(t, h, slabs, w // slabs).permute(2, 0, 1, 3).flatten()
+    return torch.arange(t * h * w).reshape(t, h, parts, w // parts).permute(2, 0, 1, 3).flatten()
 
 
 def to_patches(image: Tensor, patch_size: list[int]) -> Tensor:

@@ -3,46 +3,17 @@
 It serves pretraining (prefix-causal mask, end token), fine-tuning and inference (attention everywhere) alike.
 """
 
-import math
-from collections.abc import Sequence
+import itertools
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from digar.networks.attention import GatedAttention
-from digar.networks.checkpointing import CHECKPOINTING, run_block
-from digar.networks.patches import slabs_in_turn, to_patches, token_permutation
+from digar.networks.patches import to_patches, token_permutation
 from digar.networks.position import sincos_position
-
-SIZES: dict[str, dict[str, int]] = {
-    "tiny": {"hidden_size": 192, "num_layers": 6, "num_heads": 6},
-    "small": {"hidden_size": 384, "num_layers": 12, "num_heads": 6},
-    "base": {"hidden_size": 768, "num_layers": 12, "num_heads": 12},
-}
-
-
-def resolve_size(size: str | dict[str, int]) -> dict[str, int]:
-    """The numbers of a named size, or the given numbers themselves.
-
-    Raises:
-        ValueError: the name or a number is unknown, or a number is missing.
-    """
-    if isinstance(size, str):
-        if size not in SIZES:
-            raise ValueError(f"network size {size!r} is unknown; the sizes are {', '.join(SIZES)}")
-        return SIZES[size]
-    if set(size) != set(SIZES["tiny"]):
-        raise ValueError(f"a network size needs exactly {', '.join(SIZES['tiny'])}; got {', '.join(size)}")
-    return dict(size)
-
-
-def axes(value: int | Sequence[int], name: str) -> tuple[int, int, int]:
-    """One number for all three axes, or one per axis, as three positive numbers."""
-    numbers = (value,) * 3 if isinstance(value, int) else tuple(value)
-    if len(numbers) != 3 or any(n < 1 for n in numbers):
-        raise ValueError(f"{name} must be one positive number or three, not {value}")
-    return numbers
+from digar.networks.recomputation import run_block
+from digar.networks.settings import SIZE_NUMBERS, BackboneSettings
 
 
 class Block(nn.Module):
@@ -73,119 +44,55 @@ class Backbone(nn.Module):
     ``S = 1 + N`` or ``2 + N`` positions.
 
     Args:
-        image_size: volume in voxels, ``(X, Y, Z)`` or one number.
-        patch_size: patch in voxels, ``(p, q, r)`` or one number; must divide ``image_size``.
-        in_channels: channels of the volume.
-        size: a name in ``SIZES``, or ``{"hidden_size": ., "num_layers": ., "num_heads": .}``.
-        attention: a mode (``digar.networks.attention.MODES``) for all layers, or a list of modes that the layers
-            take in turn: ``["local", "grid"]`` alternates as D-Former does.
-        dilation: r, one number or (not for ``sequence``) one per axis; for ``grid`` and ``local`` it must divide the
-            patch grid.
-        projections: ``shared`` or ``separate``, see :class:`GatedAttention`.
-        gate_init: the dilated branch's share at the start, in (0, 1).
-        gate_learnable: False keeps the share fixed.
-        position: ``sincos`` (fixed) or ``learned``.
+        settings: the numbers.
         end_token: True in pretraining.
-        checkpointing: what the backward pass computes anew instead of keeping it, block by block: ``none``; ``cheap``,
-            all but matrix products and attention (norms, GELU, casts, regrouping); ``all``, everything between a
-            block's input and its output (Chen et al., Training deep nets with sublinear memory cost, 2016).
-        dropout: probability in train mode, of the embedded sequence and after the attention and the MLP of each block.
-        token_order: ``raster`` (last axis fastest), or ``volume``: four slabs along z one after another, raster within
-            each; for pretraining. Groups of ``grid`` and ``local`` are the same patches in either.
-        mask_penalty: what the score of a forbidden pair loses. The brief's published code adds its Boolean mask to the
-            scores (1 where allowed, 0 where not), so that a forbidden pair loses 1 and nothing is hidden:
-            ``mask_penalty=1`` computes what it computes. Not for training: the targets leak.
 
     Raises:
         ValueError: sizes that do not fit each other, with the numbers.
 
     Example:
         >>> import torch
-        >>> backbone = Backbone(16, 8, size={"hidden_size": 24, "num_layers": 2, "num_heads": 2})
+        >>> size = {"hidden_size": 24, "num_layers": 2, "num_heads": 2}
+        >>> backbone = Backbone(BackboneSettings(16, 8, size=size))
         >>> [tuple(tokens.shape) for tokens in backbone(torch.zeros(1, 1, 16, 16, 16))]
         [(1, 9, 24), (1, 9, 24)]
     """
 
-    def __init__(
-        self,
-        image_size: int | Sequence[int],
-        patch_size: int | Sequence[int],
-        in_channels: int = 1,
-        size: str | dict[str, int] = "base",
-        attention: str | Sequence[str] = "none",
-        dilation: int | Sequence[int] = 2,
-        projections: str = "shared",
-        gate_init: float = 0.01,
-        gate_learnable: bool = True,
-        position: str = "sincos",
-        end_token: bool = False,
-        dropout: float = 0.0,
-        checkpointing: str = "none",
-        token_order: str = "raster",
-        mask_penalty: float = math.inf,
-    ) -> None:
+    def __init__(self, settings: BackboneSettings, end_token: bool = False) -> None:
         super().__init__()
-        sizes = resolve_size(size)
-        hidden_size, num_layers, num_heads = sizes["hidden_size"], sizes["num_layers"], sizes["num_heads"]
-        volume, patch = axes(image_size, "image_size"), axes(patch_size, "patch_size")
-        if any(n % p for n, p in zip(volume, patch, strict=True)):
-            raise ValueError(f"image_size {volume} is not divisible by patch_size {patch}")
-        grid = tuple(n // p for n, p in zip(volume, patch, strict=True))
-        modes = [attention] if isinstance(attention, str) else list(attention)
-        if not modes or len(modes) > num_layers:
-            raise ValueError(f"{len(modes)} attention modes are given for {num_layers} layers")
-        if checkpointing not in CHECKPOINTING:
-            raise ValueError(f"checkpointing {checkpointing!r} is unknown; there are {', '.join(CHECKPOINTING)}")
-        if token_order != "raster" and not end_token:
-            raise ValueError(f"token_order {token_order!r} is for pretraining; maps of tokens are in raster order")
-        if position not in ("sincos", "learned"):
-            raise ValueError(f"position must be 'sincos' or 'learned', not {position!r}")
-
-        self.image_size = list(volume)
-        self.patch_size = list(patch)
-        self.grid_size = list(grid)
-        self.in_channels = in_channels
+        layout = settings.layout(end_token)
+        hidden_size, num_layers, num_heads = (settings.numbers[name] for name in SIZE_NUMBERS)
+        self.image_size = list(settings.volume)
+        self.patch_size = list(settings.patch)
+        self.grid_size = list(layout.grid_size)
+        self.in_channels = settings.in_channels
         self.hidden_size = hidden_size
-        self.num_patches = math.prod(grid)
-        self.mask_penalty = float(mask_penalty)
-        self.checkpointing = checkpointing
+        self.num_patches = layout.num_patches
+        self.mask_penalty = float(settings.mask_penalty)
+        self.checkpointing = settings.checkpointing
 
-        self.slabs = slabs_in_turn(token_order, grid)
-        order = token_permutation(grid, self.slabs)
+        self.reordered = layout.parts > 1
+        order = token_permutation(layout.grid_size, layout.parts)
         self.register_buffer("token_order", order, persistent=False)
         ends = torch.zeros(1, dtype=torch.long), torch.full((int(end_token),), 1 + self.num_patches)
         self.register_buffer("position_order", torch.cat([ends[0], 1 + order, ends[1]]), persistent=False)
 
-        self.patch_embedding = nn.Conv3d(in_channels, hidden_size, kernel_size=patch, stride=patch)
+        self.patch_embedding = nn.Conv3d(settings.in_channels, hidden_size, settings.patch, stride=settings.patch)
         self.start_token = nn.Parameter(torch.zeros(1, 1, hidden_size))
         self.end_token = nn.Parameter(torch.zeros(1, 1, hidden_size)) if end_token else None
-        num_tokens = 1 + self.num_patches + int(end_token)
-        if position == "learned":
-            self.position = nn.Parameter(torch.zeros(num_tokens, hidden_size))
+        if settings.position == "learned":
+            self.position = nn.Parameter(torch.zeros(layout.num_tokens, hidden_size))
             nn.init.trunc_normal_(self.position, std=0.02)
         else:
-            table = torch.zeros(num_tokens, hidden_size)  # start and end tokens have position zero
-            table[1 : 1 + self.num_patches] = sincos_position(grid, hidden_size)
+            table = torch.zeros(layout.num_tokens, hidden_size)  # start and end tokens have position zero
+            table[1 : 1 + self.num_patches] = sincos_position(layout.grid_size, hidden_size)
             self.register_buffer("position", table, persistent=False)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = nn.Dropout(settings.dropout)
+        gate = settings.projections, settings.gate_init, settings.gate_learnable
+        modes = itertools.islice(itertools.cycle(settings.attention_modes), num_layers)
         self.blocks = nn.ModuleList(
-            Block(
-                GatedAttention(
-                    hidden_size,
-                    num_heads,
-                    modes[layer % len(modes)],
-                    grid,
-                    axes(dilation, "dilation"),
-                    int(end_token),
-                    projections,
-                    gate_init,
-                    gate_learnable,
-                    self.slabs,
-                ),
-                hidden_size,
-                dropout,
-            )
-            for layer in range(num_layers)
+            Block(GatedAttention(hidden_size, num_heads, mode, layout, *gate), hidden_size, settings.dropout)
+            for mode in modes
         )
         self.norm = nn.LayerNorm(hidden_size)
         self.apply(_initialise)
@@ -218,7 +125,7 @@ class Backbone(nn.Module):
         if offset is not None:
             patches = patches + offset.flatten(2).transpose(1, 2)
         position = self.position
-        if self.slabs > 1:
+        if self.reordered:
             patches, position = patches[:, self.token_order], position[self.position_order]
         sequence = [self.start_token.expand(image.shape[0], -1, -1).to(patches.dtype), patches]
         if self.end_token is not None:

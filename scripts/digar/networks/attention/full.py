@@ -3,25 +3,20 @@
 import torch
 from torch import Tensor, nn
 
+from digar.networks.attention.branch import TokenLayout
 from digar.networks.attention.core import attend, prefix_causal_bias
 
 
 class FullAttention(nn.Module):
-    """Attention of all positions to all positions; S^2 scores per head.
+    """Attention of all positions to all positions; S^2 scores per head. See :class:`Branch`."""
 
-    Args:
-        num_tokens: sequence length S, start and end tokens included.
-
-    Shapes: query, key, value and the result are ``(B, heads, S, d)``.
-    """
-
-    def __init__(self, num_tokens: int) -> None:
+    def __init__(self, layout: TokenLayout) -> None:
         super().__init__()
-        self.num_tokens = num_tokens
-        self.num_scores = num_tokens**2
+        self.num_tokens = layout.num_tokens
+        self.num_scores = layout.num_tokens**2
 
     def biases(self, prefix: Tensor, penalty: float, dtype: torch.dtype) -> list[Tensor]:
-        """The mask of each sample as one additive bias ``(B, 1, S, S)``; ``prefix`` is ``(B,)``."""
+        """The mask of each sample as one additive bias ``(B, 1, S, S)``."""
         position = torch.arange(self.num_tokens, device=prefix.device)[None]
         return [prefix_causal_bias(position, position, prefix, penalty, dtype)]
 

@@ -1,50 +1,13 @@
-"""The attention layer of a block: one mode, or an undilated and a dilated mode blended by a learned gate."""
+"""The attention layer of a block: one mode, or an undilated and a dilated function blended by a learned gate."""
 
 import math
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.jit import Final
 
-from digar.networks.attention.full import FullAttention
-from digar.networks.attention.grouped import GroupedAttention
-from digar.networks.attention.sequence import SequenceAttention
-
-MODES = (
-    "none",  # plain attention, as in AR-SSL4M
-    "full+sequence",  # gated: full attention and the brief's dilation along the sequence
-    "full+grid",  # gated: full attention and D-Former's global scope
-    "local+sequence",
-    "local+grid",  # gated: D-Former's two scopes; linear cost
-    "local",  # ungated layers, to be used in turn as D-Former does
-    "grid",
-)
-
-
-def branches(mode: str) -> list[str]:
-    """The attention functions of a mode, undilated first: ``"full+grid"`` gives ``["full", "grid"]``.
-
-    Raises:
-        ValueError: the mode is not one of ``MODES``.
-    """
-    if mode not in MODES:
-        raise ValueError(f"attention mode {mode!r} is unknown; the modes are {', '.join(MODES)}")
-    return ["full"] if mode == "none" else mode.split("+")
-
-
-def build_branch(
-    name: str, grid_size: Sequence[int], dilation: Sequence[int], num_end: int, slabs: int = 1
-) -> nn.Module:
-    """One attention function over ``1 + t*h*w + num_end`` tokens; arguments as for :class:`GatedAttention`."""
-    num_tokens = 1 + math.prod(grid_size) + num_end
-    if name == "full":
-        return FullAttention(num_tokens)
-    if name == "sequence":
-        if len(set(dilation)) > 1:
-            raise ValueError(f"sequence attention has one dilation, not one per axis: {tuple(dilation)}")
-        return SequenceAttention(num_tokens, dilation[0])
-    return GroupedAttention(grid_size, dilation, num_end, interleaved=name == "grid", slabs=slabs)
+from digar.networks.attention.branch import Branch, TokenLayout
+from digar.networks.attention.modes import MODES, check_mode
 
 
 class ResidualGate(nn.Module):
@@ -87,16 +50,13 @@ class GatedAttention(nn.Module):
         hidden_size: width of a token.
         num_heads: attention heads; must divide ``hidden_size``.
         mode: one of ``MODES``.
-        grid_size: patches per axis ``(t, h, w)``.
-        dilation: r per axis.
-        num_end: 1 if an end token stands after the patches, else 0.
+        layout: of the tokens.
         projections: ``shared``: both branches use one q-k-v and one output projection, so that the gate is the only
             weight beyond plain attention's; ``separate``: the dilated branch has its own, as in the brief's published
             code (kept to load its weights).
         gate_init, gate_learnable: see :class:`ResidualGate`.
-        slabs: of the token order, see :class:`GroupedAttention`.
 
-    Shapes: tokens and the result are ``(B, S, hidden)``, ``S = 1 + t*h*w + num_end``.
+    Shapes: tokens and the result are ``(B, S, hidden)``.
     """
 
     gated: Final[bool]  # constants, so that TorchScript leaves out what a mode lacks
@@ -107,41 +67,35 @@ class GatedAttention(nn.Module):
         hidden_size: int,
         num_heads: int,
         mode: str,
-        grid_size: Sequence[int],
-        dilation: Sequence[int],
-        num_end: int,
+        layout: TokenLayout,
         projections: str = "shared",
         gate_init: float = 0.01,
         gate_learnable: bool = True,
-        slabs: int = 1,
     ) -> None:
         super().__init__()
         if hidden_size % num_heads:
             raise ValueError(f"hidden_size {hidden_size} is not divisible by num_heads {num_heads}")
         if projections not in ("shared", "separate"):
             raise ValueError(f"projections must be 'shared' or 'separate', not {projections!r}")
-        names = branches(mode)
+        check_mode(mode)
+        branches: list[Branch] = [build(layout) for build in MODES[mode]]
         self.mode = mode
         self.num_heads = num_heads
-        self.gated = len(names) == 2
+        self.num_scores = sum(branch.num_scores for branch in branches)  # per head and sample
+        self.gated = len(branches) == 2
         self.separate = self.gated and projections == "separate"
-        self.branch = build_branch(names[0], grid_size, dilation, num_end, slabs)
+        self.branch = branches[0]
         self.qkv = nn.Linear(hidden_size, 3 * hidden_size, bias=False)
         self.out = nn.Linear(hidden_size, hidden_size)
         if self.gated:
-            self.dilated_branch = build_branch(names[1], grid_size, dilation, num_end, slabs)
+            self.dilated_branch = branches[1]
             self.gate = ResidualGate(gate_init, gate_learnable)
         if self.separate:
             self.dilated_qkv = nn.Linear(hidden_size, 3 * hidden_size, bias=False)
             self.dilated_out = nn.Linear(hidden_size, hidden_size)
 
-    @property
-    def num_scores(self) -> int:
-        """Attention scores per head and sample, of both branches."""
-        return self.branch.num_scores + (self.dilated_branch.num_scores if self.gated else 0)
-
     def biases(self, prefix: Tensor, penalty: float, dtype: torch.dtype) -> list[list[Tensor]]:
-        """The prefix-causal mask in the form each branch takes, one list per branch; ``prefix`` is ``(B,)``."""
+        """The prefix-causal mask in the form each branch takes, one list per branch; see :class:`Branch`."""
         biases = [self.branch.biases(prefix, penalty, dtype)]
         if self.gated:
             biases.append(self.dilated_branch.biases(prefix, penalty, dtype))

@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 
+Stride = tuple[int, int, int]
+
 
 def doublings(patch_size: Sequence[int]) -> list[int]:
     """``log2`` of the patch on each axis.
@@ -14,7 +16,7 @@ def doublings(patch_size: Sequence[int]) -> list[int]:
     return [p.bit_length() - 1 for p in patch_size]
 
 
-def stage_strides(patch_size: Sequence[int], num_stages: int) -> list[tuple[int, int, int]]:
+def stage_strides(patch_size: Sequence[int], num_stages: int) -> list[Stride]:
     """Stride (1 or 2 per axis) of each stage, finest first; along an axis they multiply to its patch side.
 
     An axis with fewer doublings takes them in the coarse stages, as thick slices want: (8, 8, 4) in three stages
@@ -28,4 +30,5 @@ def stage_strides(patch_size: Sequence[int], num_stages: int) -> list[tuple[int,
         raise ValueError(
             f"patch_size {tuple(patch_size)} is over {2**num_stages}, the most that {num_stages} stages reach"
         )
-    return [tuple(2 if stage >= num_stages - n else 1 for n in counts) for stage in range(num_stages)]
+    p, q, r = ([2 if stage >= num_stages - n else 1 for stage in range(num_stages)] for n in counts)
+    return list(zip(p, q, r, strict=True))

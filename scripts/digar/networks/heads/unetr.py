@@ -7,9 +7,8 @@ from monai.networks.blocks import UnetOutBlock, UnetrBasicBlock, UnetResBlock
 from monai.networks.blocks.dynunet_block import get_conv_layer
 from torch import Tensor, nn
 
-from digar.networks.heads.strides import stage_strides
-
-Stride = tuple[int, int, int]
+from digar.networks.heads.head import HeadSizes
+from digar.networks.heads.strides import Stride, stage_strides
 
 
 def _upsample(in_channels: int, out_channels: int, stride: Stride) -> nn.Module:
@@ -53,35 +52,22 @@ class Merge(nn.Module):
 class UnetrHead(nn.Module):
     """Four levels of skips, after depth x (1/3, 7/12, 5/6) layers and the last, decoded to the image's grid.
 
-    Args:
-        in_channels: channels of the image.
-        out_channels: classes, background included.
-        hidden_size: width of a token.
-        patch_size: powers of two up to 16.
-        feature_size: channels at full resolution.
-        num_layers: layers of the backbone, at least 4.
+    Patches are powers of two up to 16. See :class:`SegmentationHead`.
 
     Raises:
         ValueError: a patch or a depth that the decoder cannot serve.
     """
 
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        hidden_size: int,
-        patch_size: Sequence[int],
-        feature_size: int,
-        num_layers: int,
-    ) -> None:
+    def __init__(self, sizes: HeadSizes) -> None:
         super().__init__()
-        if num_layers < 4:
-            raise ValueError(f"the UNETR head takes four skips and so at least 4 layers; the backbone has {num_layers}")
-        self.skip_layers = [round(num_layers * share) - 1 for share in (1 / 3, 7 / 12, 5 / 6)]
-        fine, half, quarter, eighth = stage_strides(patch_size, 4)
-        size = feature_size
+        depth = sizes.num_layers
+        if depth < 4:
+            raise ValueError(f"the UNETR head takes four skips and so at least 4 layers; the backbone has {depth}")
+        self.skip_layers = [round(depth * part) - 1 for part in (1 / 3, 7 / 12, 5 / 6)]
+        fine, half, quarter, eighth = stage_strides(sizes.patch_size, 4)
+        hidden_size, size = sizes.hidden_size, sizes.feature_size
         self.encoder1 = UnetrBasicBlock(
-            3, in_channels, size, kernel_size=3, stride=1, norm_name="instance", res_block=True
+            3, sizes.in_channels, size, kernel_size=3, stride=1, norm_name="instance", res_block=True
         )
         self.encoder2 = SkipUpsampler(hidden_size, 2 * size, [eighth, quarter, half])
         self.encoder3 = SkipUpsampler(hidden_size, 4 * size, [eighth, quarter])
@@ -90,7 +76,7 @@ class UnetrHead(nn.Module):
         self.decoder4 = Merge(8 * size, 4 * size, quarter)
         self.decoder3 = Merge(4 * size, 2 * size, half)
         self.decoder2 = Merge(2 * size, size, fine)
-        self.out = UnetOutBlock(3, size, out_channels)
+        self.out = UnetOutBlock(3, size, sizes.out_channels)
 
     def stem(self, image: Tensor) -> list[Tensor]:
         """Features of the image itself, ``[(B, feature_size, X, Y, Z)]``."""

@@ -8,7 +8,7 @@ import torch.distributed as dist
 from ignite.metrics import Loss
 from torch import Tensor, nn
 
-from digar.networks.patches import slabs_in_turn, to_patches, token_permutation
+from digar.networks.patches import parts_in_turn, to_patches, token_permutation
 from digar.training.losses.squared_error import PatchError
 
 
@@ -35,7 +35,7 @@ def next_patch_target(
 def patch_order(image_size: Sequence[int], patch_size: Sequence[int], token_order: str) -> Tensor:
     """The raster number of each patch in token order, ``(N,)``."""
     grid = tuple(n // p for n, p in zip(image_size, patch_size, strict=True))
-    return token_permutation(grid, slabs_in_turn(token_order, grid))
+    return token_permutation(grid, parts_in_turn(token_order, grid))
 
 
 def count_predicted(num_patches: int, prefix: Tensor) -> Tensor:

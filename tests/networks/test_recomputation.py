@@ -1,10 +1,10 @@
-"""Checkpointing keeps less for the backward pass and changes no value."""
+"""Recomputation keeps less for the backward pass and changes no value."""
 
 import pytest
 import torch
 from digar.networks import PretrainingNetwork
 from digar.networks.attention import MODES, core
-from digar.networks.checkpointing import CHECKPOINTING
+from digar.networks.recomputation import CHECKPOINTING
 
 IMAGE, PREFIX = torch.rand(2, 1, 16, 8, 8, generator=torch.Generator().manual_seed(0)), torch.tensor([3, 90])
 
@@ -52,8 +52,3 @@ def test_dropout_is_the_same_when_computed_anew(checkpointing):
 def test_all_keeps_less_than_none():
     none, everything = (step(name, "local+grid", torch.bfloat16)[2] for name in ("none", "all"))
     assert everything < 0.3 * none
-
-
-def test_an_unknown_checkpointing_is_refused_with_those_there_are():
-    with pytest.raises(ValueError, match="checkpointing 'some' is unknown; there are none, cheap, all"):
-        step("some", "none", torch.float32)
