@@ -51,7 +51,7 @@ def test_every_case_is_scored_in_mm_and_the_metric_is_the_mean(tmp_path):
 
 def test_the_page_shows_the_worst_cases_in_their_own_grid_worst_first(monkeypatch, tmp_path):
     pages = []
-    monkeypatch.setattr(scores, "picture_page", lambda path, rows, title: pages.append(rows))
+    monkeypatch.setattr(scores, "picture_page", lambda path, rows, title, labels: pages.append(rows))
     batches = [[make_case(tmp_path, name, n)] for name, n in zip("abcde", (9, 2, 7, 10, 4), strict=True)]
     evaluate(SegmentationScores(tmp_path, ["organ"], 1.0, 3), batches)
     ((first, second, third),) = pages

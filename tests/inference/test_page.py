@@ -10,7 +10,7 @@ import numpy as np
 from digar.inference.journal import DONE, FAILED, Outcome
 from digar.inference.page import report_page
 from digar.inference.report import write_reports
-from digar.volumes.thumbnails import thumbnail
+from digar.volumes.pictures import thumbnail
 from PIL import Image
 
 LABELS = {1: "front", 2: "back"}

@@ -77,10 +77,10 @@ def compare(
     for mean in means[:num_pictures]:
         label, mask = files[mean.case]
         prediction, truth = load_pair(mask, label)
-        image = read_volume(images / label.name)[0].numpy()
-        spacing = [float(s) for s in nib.load(label).header.get_zooms()[:3]]
-        rows.append(take_planes(f"{mean.case}: mean Dice {mean.dice:.3f}", image, [truth, prediction], spacing))
-    picture_page(output / "worst.png", rows, "truth solid, prediction dashed")
+        image = read_volume(images / label.name)
+        title = f"{mean.case}: mean Dice {mean.dice:.3f}"
+        rows.append(take_planes(title, image[0].numpy(), [truth, prediction], image.affine.numpy()))
+    picture_page(output / "worst.png", rows, "the lowest Dice", dict(enumerate(names, start=1)))
     summary = write_scores(output, scores)
     print("\n".join(summary_lines(summary)))
     mean_dice = next(row["mean"] for row in summary if row["label"] == MEAN and row["metric"] == "dice")

@@ -76,7 +76,8 @@ class SegmentationScores:
             kept = [dice for dice, _ in self.worst]
             if not np.isnan(mean.dice) and (len(kept) < self.num_pictures or mean.dice < max(kept, default=-np.inf)):
                 title = f"{mean.case}: mean Dice {mean.dice:.3f}"
-                planes = take_planes(title, read_volume(path)[0].numpy(), [truth, prediction], spacing)
+                volume = read_volume(path)
+                planes = take_planes(title, volume[0].numpy(), [truth, prediction], volume.affine.numpy())
                 self.worst = worst_rows([*self.worst, (mean.dice, planes)], self.num_pictures)
 
     def write(self, evaluator: Engine) -> None:
@@ -94,9 +95,8 @@ class SegmentationScores:
         if idist.get_rank() == 0:
             summary = write_scores(self.folder, scores)
             if worst:
-                picture_page(
-                    self.folder / "worst.png", [planes for _, planes in worst], "truth solid, prediction dashed"
-                )
+                names = dict(enumerate(self.labels, start=1))
+                picture_page(self.folder / "worst.png", [planes for _, planes in worst], "the lowest Dice", names)
             logger.info("scores of %d cases in %s\n%s", len(means), self.folder, "\n".join(summary_lines(summary)))
 
 

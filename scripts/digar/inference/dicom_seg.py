@@ -28,7 +28,7 @@ from digar.data.datalists import GRID_TOLERANCE_MM
 from digar.inference.inputs import find_cases
 from digar.volumes.dicom import series_files
 from digar.volumes.files import whole_file
-from digar.volumes.pictures import COLOURS
+from digar.volumes.pictures import label_colour
 from digar.volumes.reading import Header, VolumeError, read_header
 
 METADATA = Path(__file__).parents[3] / "configs/metadata.json"
@@ -121,7 +121,7 @@ def describe_segments(metadata: dict[str, Any]) -> list[SegmentDescription]:
             entry["type"],
             "AUTOMATIC",
             algorithm_identification=algorithm,
-            display_color=CIELabColor.from_rgb(*(255 * c for c in COLOURS[(number - 1) % len(COLOURS)])),
+            display_color=CIELabColor.from_rgb(*(255 * c for c in label_colour(number))),
         )
         if "modifier" in entry:
             kind = description.SegmentedPropertyTypeCodeSequence[0]

@@ -35,8 +35,8 @@ from digar.volumes.checks import WARNINGS, TooLargeError
 from digar.volumes.files import file_hash, whole_file
 from digar.volumes.grids import CanonicalAxes
 from digar.volumes.memory import GIB
+from digar.volumes.pictures import thumbnail
 from digar.volumes.reading import VolumeError
-from digar.volumes.thumbnails import thumbnail
 from digar.volumes.writing import write_mask
 
 logger = logging.getLogger(__name__)
