@@ -6,7 +6,7 @@ RUN := $(BIN)/python -W ignore -m monai.bundle run
 DEMO := demo
 LABEL := .venv-label
 
-.PHONY: bundle demo notebook test test-slow test-label lint clean
+.PHONY: bundle demo notebook test test-slow test-label lint docs clean
 
 .venv/installed: requirements.txt requirements-export.txt requirements-dicom.txt requirements-dev.txt constraints.txt
 	$(PYTHON) -m venv .venv
@@ -49,6 +49,9 @@ lint: .venv/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 
+docs: .venv/installed  # into site/; a broken link or reference is an error
+	$(BIN)/mkdocs build --strict --quiet
+
 bundle:
 	$(PYTHON) scripts/release.py
 
@@ -58,4 +61,4 @@ notebook: .venv/installed  # runs docs/quickstart.ipynb and stores what it shows
 		nbformat.write(book, 'docs/quickstart.ipynb')"
 
 clean:
-	rm -rf .venv $(LABEL) $(DEMO) runs
+	rm -rf .venv $(LABEL) $(DEMO) runs site

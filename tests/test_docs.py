@@ -5,9 +5,12 @@ import re
 from pathlib import Path
 
 import pytest
+import typer
+from digar.cli.app import app
+from typer.cli import get_docs_for_click
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
 def anchor(heading: str) -> str:
@@ -41,3 +44,10 @@ def test_commands_name_modules_and_files_that_are_there(page) -> None:
     # a path of the bundle, not one within another folder
     for file in set(re.findall(r"(?<![\w/.-])((?:configs|tests|scripts|benchmarks)/[\w/]+\.\w+)", text)):
         assert (ROOT / file).is_file(), file
+
+
+def test_the_reference_of_the_command_is_what_the_command_says_of_itself() -> None:
+    """After a change: ``typer digar.cli.app utils docs --name digar --output docs/reference/cli.md``."""
+    command = typer.main.get_command(app)
+    written = get_docs_for_click(obj=command, ctx=typer.Context(command), name="digar")
+    assert (ROOT / "docs/reference/cli.md").read_text(encoding="utf-8") == f"{written.strip()}\n"
