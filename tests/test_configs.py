@@ -15,12 +15,12 @@ from tests.conftest import ROOT
 CONFIGS = ROOT / "configs"
 WORKFLOWS = ("train.json", "pretrain.yaml", "inference.json", "evaluate.json", "classify.json", "evaluate_classes.json")
 CLASSIFICATION = {  # ids that classify.json has beyond train.json: its cases are others
-    "classes", "patience", "turn_probability", "early_stop", "training_state#objects#early_stop",
+    "classes", "turn_probability",
     "cases", "training_part", "training_cases", "validation_cases", "train#dataset#data", "validate#dataset#data",
 }  # fmt: skip
 EVALUATION = {  # ids that an evaluation has beyond its training
     "part", "worst_pictures", "evaluated_cases", "preprocessing", "postprocessing", "inferer", "dataset", "sampler",
-    "dataloader", "handlers", "evaluator", "key_metric",
+    "dataloader", "handlers", "evaluator", "key_metric", "progress",
 }  # fmt: skip
 SCHEMA = json.loads((ROOT / "tests/metadata_schema.json").read_text())
 METADATA = json.loads((CONFIGS / "metadata.json").read_text())

@@ -5,8 +5,7 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from digar.data.seeded import EpochSeed, SeededCacheDataset, derive_seed
-from ignite.engine import Engine, Events
+from digar.data.seeded import SeededCacheDataset, derive_seed
 from monai.data import DataLoader
 from monai.transforms import Compose, RandGaussianNoised, RandScaleIntensityd, ScaleIntensityRanged
 from torch.utils.data import DistributedSampler
@@ -105,17 +104,3 @@ def test_derived_seeds_differ_over_every_argument():
 def test_a_derived_seed_is_always_the_same():
     assert derive_seed(1, 2, 3) == derive_seed(1, 2, 3)
     assert derive_seed(1, 2, 3) != derive_seed(3, 2, 1)
-
-
-@pytest.mark.parametrize("num_workers", [0, 1])
-def test_an_engine_draws_each_epoch_with_its_own_number(num_workers):
-    dataset = make_dataset()
-    drawn: dict[int, list] = {1: [], 2: []}
-    engine = Engine(lambda engine, batch: drawn[engine.state.epoch].append(batch["image"]))
-    EpochSeed(dataset).attach(engine)
-    epochs = []
-    engine.add_event_handler(Events.EPOCH_COMPLETED, lambda _: epochs.append(dataset.epoch))
-    engine.run(DataLoader(dataset, batch_size=2, num_workers=num_workers), max_epochs=2)
-    assert epochs == [1, 2]
-    for epoch, batches in drawn.items():
-        torch.testing.assert_close(torch.cat(batches), samples(make_dataset(), epoch), rtol=0, atol=0)

@@ -1,6 +1,7 @@
 """Files are whole or not there, and the best weights are never lost."""
 
 import io
+import operator
 import os
 import subprocess
 import time
@@ -153,14 +154,23 @@ def written(path: Path) -> int | None:
     return int(torch.load(path, weights_only=True)["mark"]) if path.exists() else None
 
 
-def marks_after(scores: list[float], tmp_path: Path, **options: object) -> list[int | None]:
+def validated(score: float, smaller_is_better: bool = False) -> SimpleNamespace:
+    """An evaluator that has come to this score."""
+    state = SimpleNamespace(
+        metrics={"score": score}, key_metric_name="score", best_metric=torch.tensor(score), best_metric_epoch=1
+    )
+    compare = operator.lt if smaller_is_better else operator.gt
+    return SimpleNamespace(state=state, metric_cmp_fn=compare)
+
+
+def marks_after(scores: list[float], tmp_path: Path, smaller_is_better: bool = False) -> list[int | None]:
     """What stands in the weights file after each validation; the n-th validated network is marked n."""
     network = Marked()
-    handler = BestWeights(network, tmp_path / "model.pt", "score", **options)
+    handler = BestWeights(network, tmp_path / "model.pt", validated(0.0))
     marks = []
     for number, score in enumerate(scores, start=1):
         network.become(number)
-        handler.validated(SimpleNamespace(state=SimpleNamespace(metrics={"score": score})))
+        handler.validated(validated(score, smaller_is_better), Engine(lambda engine, batch: None))
         marks.append(written(tmp_path / "model.pt"))
     return marks
 
@@ -190,56 +200,63 @@ def test_the_first_write_of_a_run_keeps_the_former_weights_and_later_ones_do_not
     assert [file.read_text() for file in (tmp_path / "former").iterdir()] == ["of another run"]
 
 
-def run_training(tmp_path: Path, scores: list[float], handler: BestWeights) -> None:
-    """An epoch per score: the network is marked with the epoch, then validated."""
-    trainer, evaluator = Engine(lambda engine, batch: None), Engine(lambda engine, batch: None)
+def run_training(tmp_path: Path, scores: list[float], patience: int | None = None) -> int:
+    """An epoch per score: the network is marked with the epoch, then validated. Returns the epochs that were made."""
+    trainer, evaluator, network = Engine(lambda engine, batch: None), Engine(lambda engine, batch: None), Marked()
+    evaluator.metric_cmp_fn = operator.gt
 
     def validate(engine: Engine) -> None:
-        handler.network.become(engine.state.epoch)
+        network.become(engine.state.epoch)
         evaluator.run([0])
 
     @evaluator.on(Events.EPOCH_COMPLETED)
     def score(engine: Engine) -> None:
+        engine.state.key_metric_name = "score"
         engine.state.metrics["score"] = scores[trainer.state.epoch - 1]
 
     trainer.add_event_handler(Events.EPOCH_COMPLETED, validate)
-    handler.attach(trainer, evaluator)
+    BestWeights(network, tmp_path / "model.pt", evaluator, patience).attach(trainer)
     trainer.run([0], max_epochs=len(scores))
+    return trainer.state.epoch
 
 
 def test_attached_to_a_training_it_keeps_the_best_epoch(tmp_path):
-    run_training(tmp_path, [0.3, 0.7, 0.5], BestWeights(Marked(), tmp_path / "model.pt", "score"))
+    assert run_training(tmp_path, [0.3, 0.7, 0.5]) == 3
     assert written(tmp_path / "model.pt") == 2
+
+
+def test_so_many_validations_without_a_better_score_end_the_training(tmp_path):
+    assert run_training(tmp_path, [0.3, 0.2, 0.4, 0.1, 0.4, 0.9], patience=2) == 5
+    assert written(tmp_path / "model.pt") == 3
 
 
 def test_a_training_never_validated_with_a_number_ends_with_its_last_weights(tmp_path):
     write_dated(tmp_path / "model.pt", "of another run")
-    run_training(tmp_path, [float("nan")] * 3, BestWeights(Marked(), tmp_path / "model.pt", "score"))
+    run_training(tmp_path, [float("nan")] * 3)
     assert written(tmp_path / "model.pt") == 3
     assert len(list((tmp_path / "former").iterdir())) == 1
 
 
-def test_without_an_evaluator_the_last_weights_are_written_at_the_end(tmp_path):
+def test_without_a_validation_the_last_weights_are_written_at_the_end(tmp_path):
     network = Marked()
     trainer = Engine(lambda engine, batch: network.become(engine.state.epoch))
-    BestWeights(network, tmp_path / "model.pt", None).attach(trainer)
+    BestWeights(network, tmp_path / "model.pt", Engine(lambda engine, batch: None)).attach(trainer)
     trainer.run([0], max_epochs=2)
     assert written(tmp_path / "model.pt") == 2
 
 
 @pytest.mark.parametrize(("smaller_is_better", "worse", "better"), [(False, 0.3, 0.6), (True, 0.6, 0.3)])
 def test_a_resumed_run_writes_only_what_beats_its_former_best(smaller_is_better, worse, better, tmp_path):
-    path, network = tmp_path / "model.pt", Marked()
-    options = {"metric": "score", "smaller_is_better": smaller_is_better}
-    first = BestWeights(network, path, **options)
-    first.validated(SimpleNamespace(state=SimpleNamespace(metrics={"score": 0.5})))
+    path, network, trainer = tmp_path / "model.pt", Marked(), Engine(lambda engine, batch: None)
+    first = BestWeights(network, path, validated(0.5))
+    first.validated(validated(0.5), trainer)
     torch.save(first.state_dict(), tmp_path / "state.pt")
 
-    resumed = BestWeights(network, path, **options)
+    resumed = BestWeights(network, path, validated(0.0))
     resumed.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
     network.become(7)
-    resumed.validated(SimpleNamespace(state=SimpleNamespace(metrics={"score": worse})))
+    resumed.validated(validated(worse, smaller_is_better), trainer)
     assert written(path) == 0
-    resumed.validated(SimpleNamespace(state=SimpleNamespace(metrics={"score": better})))
+    resumed.validated(validated(better, smaller_is_better), trainer)
     assert written(path) == 7
     assert not (tmp_path / "former").exists()  # its own weights are no former run's

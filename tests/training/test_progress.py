@@ -2,6 +2,7 @@
 
 import io
 
+import ignite.distributed as idist
 import pytest
 from digar.training import progress
 from digar.training.progress import TrainingProgress
@@ -27,28 +28,29 @@ def bars(monkeypatch):
 
 
 def trainer() -> Engine:
-    return Engine(lambda engine, batch: [{"loss": 0.125}, {"loss": 0.125}])
+    return Engine(lambda engine, batch: [{"loss": 0.125}] * 4)
 
 
 def test_one_bar_counts_the_steps_of_all_epochs(bars):
     engine = trainer()
-    TrainingProgress(batch_size=4).attach(engine)
+    TrainingProgress().attach(engine)
     engine.run(range(3), max_epochs=2)
     assert [(bar.n, bar.total) for bar in bars] == [(6, 6)]
     assert bars[0].desc == "epoch 2/2"
     assert "loss=0.125" in bars[0].postfix
 
 
-def test_throughput_counts_the_crops_of_all_processes(bars):
+def test_throughput_counts_the_crops_of_all_processes(bars, monkeypatch):
+    monkeypatch.setattr(idist, "get_world_size", lambda: 2)
     engine = trainer()
-    TrainingProgress(batch_size=4, num_processes=2).attach(engine)
+    TrainingProgress().attach(engine)
     engine.run(range(2), max_epochs=1)
     assert "crops_per_s=4" in bars[0].postfix
 
 
 def test_a_resumed_training_goes_on_at_its_step(bars):
     engine = trainer()
-    TrainingProgress(batch_size=1).attach(engine)
+    TrainingProgress().attach(engine)
     engine.load_state_dict({"epoch_length": 3, "max_epochs": 3, "iteration": 3})
     engine.run(range(3))
     assert (bars[0].initial, bars[0].n) == (3, 9)

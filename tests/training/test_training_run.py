@@ -49,8 +49,7 @@ def test_a_signal_stops_after_the_step_and_resuming_ends_the_same(number, step, 
         stopped.run.leave()
     assert left.value.code == 128 + number
 
-    resumed, whole = make_run(tmp_path / "stopped"), make_run(tmp_path / "whole")
-    resumed.state.begin(True)
+    resumed, whole = make_run(tmp_path / "stopped", resume=True), make_run(tmp_path / "whole")
     for run in (resumed, whole):
         run.run.start()
         run.run.leave()  # does nothing after a training that ran to its end
@@ -117,15 +116,14 @@ def test_afterwards_the_programs_own_handlers_are_back(how, tmp_path):
 def test_a_complete_training_is_left_as_it_is(tmp_path, caplog):
     make_run(tmp_path).run.start()
     files = {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*.pt")}
-    again = make_run(tmp_path)
-    again.state.begin("auto")
-    weights = {name: tensor.clone() for name, tensor in again.weights().items()}
+    last = torch.load(tmp_path / f"states/step_{TOTAL:07d}.pt", weights_only=True)["network"]
+    again = make_run(tmp_path, resume="auto")
     with caplog.at_level(logging.INFO):
         again.run.start()
     again.run.leave()
     assert "the training is complete: nothing is left to do" in caplog.text
     assert again.losses == []
-    assert all(torch.equal(tensor, weights[name]) for name, tensor in again.weights().items())
+    assert all(torch.equal(tensor, last[name]) for name, tensor in again.weights().items())
     assert {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*.pt")} == files
 
 

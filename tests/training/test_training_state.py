@@ -25,12 +25,12 @@ def kill_after(run: Tiny, step: int, validated: bool = False) -> None:
         if run.trainer.state.iteration == step:
             raise Killed
 
-    if validated:
-        run.evaluator.add_event_handler(Events.COMPLETED, die)
+    if validated:  # after the run's own handlers, which come with its start
+        run.trainer.add_event_handler(Events.STARTED, lambda _: run.evaluator.add_event_handler(Events.COMPLETED, die))
     else:
         run.trainer.add_event_handler(IterationEvents.MODEL_COMPLETED, die)
     with pytest.raises(Killed):
-        run.trainer.run()
+        run.run.start()
 
 
 @pytest.fixture(scope="module")
@@ -38,8 +38,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Tiny, Path]:
     """The run that is never killed, and its folder."""
     folder = tmp_path_factory.mktemp("whole")
     run = make_run(folder)
-    run.state.begin(False)
-    run.trainer.run()
+    run.run.start()
     assert run.trainer.state.iteration == EPOCHS * STEPS
     return run, folder
 
@@ -59,51 +58,45 @@ def assert_same(resumed: Tiny, folder: Path, whole: tuple[Tiny, Path]) -> None:
 @pytest.mark.parametrize("step", range(1, EPOCHS * STEPS + 1))
 def test_killed_at_any_step_and_resumed_it_ends_as_if_it_had_not_been(step, whole, tmp_path):
     kill_after(make_run(tmp_path, save_minutes=0), step)
-    resumed = make_run(tmp_path)
-    resumed.state.begin("auto")
-    resumed.trainer.run()
+    resumed = make_run(tmp_path, resume="auto")
+    resumed.run.start()
     assert_same(resumed, tmp_path, whole)
 
 
 @pytest.mark.parametrize("epoch", range(1, EPOCHS + 1))
 def test_killed_after_a_validation_that_wrote_the_best_weights_it_ends_the_same(epoch, whole, tmp_path):
     kill_after(make_run(tmp_path), epoch * STEPS, validated=True)
-    resumed = make_run(tmp_path)
-    resumed.state.begin("auto")
-    resumed.trainer.run()
+    resumed = make_run(tmp_path, resume="auto")
+    resumed.run.start()
     assert_same(resumed, tmp_path, whole)
 
 
 def test_killed_again_and_again_it_ends_the_same(whole, tmp_path):
     for step in (2, 3, 7, 9):
-        run = make_run(tmp_path, save_minutes=0)
-        run.state.begin("auto")
-        kill_after(run, step)
-    resumed = make_run(tmp_path)
-    resumed.state.begin(True)
-    resumed.trainer.run()
+        kill_after(make_run(tmp_path, save_minutes=0, resume="auto"), step)
+    resumed = make_run(tmp_path, resume=True)
+    resumed.run.start()
     assert_same(resumed, tmp_path, whole)
 
 
 def test_dropout_takes_part(whole, tmp_path):
     again = make_run(tmp_path)
     again.network[1].p = 0.0
-    again.trainer.run()
+    again.run.start()
     assert again.losses[0] != whole[0].losses[0]
 
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_what_an_epoch_has_seen_is_not_computed_again(workers, tmp_path, whole):
     kill_after(make_run(tmp_path, save_minutes=0), STEPS + 3)
-    resumed = make_run(tmp_path, workers=workers)
-    resumed.state.begin(True)
+    resumed = make_run(tmp_path, workers=workers, resume=True)
     indices = []
 
     @resumed.trainer.on(Events.ITERATION_STARTED)
     def note(engine: Engine) -> None:
         indices.append(engine.state.batch["index"].tolist())
 
-    resumed.trainer.run()
+    resumed.run.start()
     sampler = resumed.state.loader.sampler
     sampler.set_epoch(2)
     assert len(sampler.whole_epoch()) == CASES
@@ -123,31 +116,29 @@ def steps_of(folder: Path) -> list[int]:
 
 @pytest.mark.parametrize(("keep", "expected"), [(1, [12]), (2, [8, 12]), (3, [4, 8, 12])])
 def test_the_last_states_stay_and_no_other_file(keep, expected, tmp_path):
-    make_run(tmp_path, keep=keep).trainer.run()
+    make_run(tmp_path, keep_states=keep).run.start()
     assert steps_of(tmp_path) == expected
 
 
 def test_what_a_kill_left_half_written_goes_with_the_next_state(tmp_path):
     (tmp_path / "states").mkdir()
     (tmp_path / "states/.step_0000002.pt.99.tmp").write_bytes(b"half")
-    run = make_run(tmp_path)
-    run.state.begin("auto")
-    run.trainer.run()
+    make_run(tmp_path, resume="auto").run.start()
     assert steps_of(tmp_path) == [8, 12]
 
 
 def test_within_an_epoch_states_are_written_when_it_is_time(tmp_path, monkeypatch):
     clock = [0.0]
     monkeypatch.setattr(checkpoints, "time", SimpleNamespace(monotonic=lambda: clock[0]))
-    run = make_run(tmp_path, save_minutes=2, keep=99)
+    run = make_run(tmp_path, save_minutes=2, keep_states=99)
     run.trainer.add_event_handler(Events.ITERATION_STARTED, lambda engine: clock.__setitem__(0, clock[0] + 50))
-    run.trainer.run()
+    run.run.start()
     assert steps_of(tmp_path) == [3, 4, 7, 8, 11, 12]  # every third step is 150 s after an epoch's end
 
 
 def test_at_least_one_state_must_be_kept(tmp_path):
     with pytest.raises(ValueError, match="keep_states is 0"):
-        make_run(tmp_path, keep=0)
+        make_run(tmp_path, keep_states=0)
 
 
 def test_a_damaged_state_is_passed_over_with_a_warning_and_then_removed(whole, tmp_path, caplog):
@@ -155,27 +146,26 @@ def test_a_damaged_state_is_passed_over_with_a_warning_and_then_removed(whole, t
     newest = tmp_path / "states/step_0000006.pt"
     assert steps_of(tmp_path) == [5, 6]
     newest.write_bytes(newest.read_bytes()[:-100])
-    resumed = make_run(tmp_path, save_minutes=0)
-    with caplog.at_level(logging.INFO):
-        resumed.state.begin(True)
-    assert f"{newest} is damaged: going back to the one before it" in caplog.text
-    assert "after step 5 of 12" in caplog.text
+    resumed = make_run(tmp_path, save_minutes=0, resume=True)
     files = []
     resumed.trainer.add_event_handler(
-        Events.ITERATION_COMPLETED(once=6), lambda engine: files.extend(steps_of(tmp_path))
+        Events.ITERATION_COMPLETED(once=6), lambda engine: files.append(steps_of(tmp_path))
     )
-    resumed.trainer.run()
-    assert files == [5, 6]
+    with caplog.at_level(logging.INFO):
+        resumed.run.start()
+    assert f"{newest} is damaged: going back to the one before it" in caplog.text
+    assert "after step 5 of 12" in caplog.text
+    assert files == [[5, 6]]  # the damaged file has been replaced by the step that was made again
     assert_same(resumed, tmp_path, whole)
 
 
 def test_when_every_state_is_damaged_it_says_so_and_begins_nothing(tmp_path):
-    make_run(tmp_path).trainer.run()
+    make_run(tmp_path).run.start()
     for file in (tmp_path / "states").iterdir():
         file.write_bytes(b"")
     for resume in (True, "auto"):
         with pytest.raises(ValueError, match=f"every training state in {tmp_path}/states is damaged: start without"):
-            make_run(tmp_path).state.begin(resume)
+            make_run(tmp_path, resume=resume).run.start()
 
 
 # Beginning
@@ -184,30 +174,28 @@ def test_when_every_state_is_damaged_it_says_so_and_begins_nothing(tmp_path):
 def test_without_a_state_resuming_is_refused_with_what_to_do(tmp_path):
     message = f"there is no training state in {tmp_path}/states: correct --output_dir, or start without --resume True"
     with pytest.raises(FileNotFoundError, match=message):
-        make_run(tmp_path).state.begin(True)
+        make_run(tmp_path, resume=True).run.start()
 
 
 def test_auto_begins_where_there_is_no_state(tmp_path, whole):
-    run = make_run(tmp_path)
-    run.state.begin("auto")
-    run.trainer.run()
+    run = make_run(tmp_path, resume="auto")
+    run.run.start()
     assert_same(run, tmp_path, whole)
 
 
 def test_beginning_anew_sets_the_states_of_a_former_run_apart(tmp_path):
-    make_run(tmp_path).trainer.run()
+    make_run(tmp_path).run.start()
     anew = make_run(tmp_path)
-    anew.state.begin(False)
     former = anew.state.files()
     assert len(former) == 2  # nothing is moved before the training starts
-    anew.trainer.run()
+    anew.run.start()
     (kept,) = (tmp_path / "former").glob("states_*")
     assert sorted(file.name for file in kept.iterdir()) == sorted(file.name for file in former)
 
 
 def test_another_word_for_resume_is_refused(tmp_path):
     with pytest.raises(ValueError, match="resume is 'yes': it must be True, False or auto"):
-        make_run(tmp_path).state.begin("yes")
+        make_run(tmp_path, resume="yes").run.start()
 
 
 def refused(tmp_path: Path, message: str, **options: float) -> None:

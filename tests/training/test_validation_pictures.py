@@ -10,10 +10,10 @@ import torch
 from digar.data.sequences import prepare_next_patch
 from digar.networks import PretrainingNetwork
 from digar.training import validation_pictures as pictures
-from digar.training.losses import next_patch_target
+from digar.training.losses import NextPatchLoss, next_patch_target
 from digar.training.validation_pictures import PredictionPictures, ValidationPictures
 from digar.volumes.pictures import Prediction
-from ignite.engine import Engine
+from ignite.engine import Engine, Events
 from monai.data import MetaTensor
 from monai.engines import SupervisedEvaluator
 from monai.networks import one_hot
@@ -69,27 +69,25 @@ def make_case(name: str, seed: int = 0) -> dict[str, Tensor]:
     }
 
 
-def validate(handler: ValidationPictures, batches: list[list[dict]], times: int = 1) -> None:
+def validate(handler: ValidationPictures, batches: list[list[dict]], epoch: int = 1, times: int = 1) -> None:
+    """As MONAI's evaluators run: once, under the trainer's epoch."""
     evaluator = Engine(lambda engine, batch: batch)
+    evaluator.add_event_handler(Events.ITERATION_STARTED, lambda engine: setattr(engine.state, "epoch", epoch))
     handler.attach(evaluator)
     for _ in range(times):
-        evaluator.run(batches)
-
-
-def at_epoch(epoch: int) -> SimpleNamespace:
-    return SimpleNamespace(state=SimpleNamespace(epoch=epoch))
+        evaluator.run(batches, max_epochs=1)
 
 
 def test_a_validation_page_has_a_row_for_each_of_the_first_cases(tmp_path):
     batches = [[make_case("a.nii.gz", 1)], [make_case("b.nii.gz", 2)], [make_case("c.nii.gz", 3)]]
-    validate(ValidationPictures(tmp_path / "pictures", at_epoch(12), num_cases=2), batches)
+    validate(ValidationPictures(tmp_path / "pictures", num_cases=2), batches, epoch=12)
     assert [file.name for file in (tmp_path / "pictures").iterdir()] == ["validation_epoch_0012.png"]
     assert is_picture(tmp_path / "pictures/validation_epoch_0012.png")
 
 
 def test_rows_show_image_truth_and_prediction_with_file_name_and_spacing(pages, tmp_path):
     case = make_case("/data/ward/a.nii.gz")
-    validate(ValidationPictures(tmp_path, at_epoch(3)), [[case]])
+    validate(ValidationPictures(tmp_path), [[case]], epoch=3)
     (row,) = pages.rows["validation_epoch_0003.png"]
     assert row.title == "a.nii.gz"
     np.testing.assert_allclose(np.diag(row.affine), [1, 2, 3, 1])
@@ -101,17 +99,17 @@ def test_rows_show_image_truth_and_prediction_with_file_name_and_spacing(pages, 
 
 def test_cases_of_a_larger_batch_are_counted_one_by_one(pages, tmp_path):
     batch = [make_case(f"{name}.nii.gz") for name in "abcd"]
-    validate(ValidationPictures(tmp_path, at_epoch(1), num_cases=3), [batch])
+    validate(ValidationPictures(tmp_path, num_cases=3), [batch])
     assert [row.title for row in pages.rows["validation_epoch_0001.png"]] == ["a.nii.gz", "b.nii.gz", "c.nii.gz"]
 
 
 def test_the_next_validation_starts_a_page_of_its_own(pages, tmp_path):
-    validate(ValidationPictures(tmp_path, at_epoch(1)), [[make_case("a.nii.gz")]], times=2)
+    validate(ValidationPictures(tmp_path), [[make_case("a.nii.gz")]], times=2)
     assert len(pages.rows["validation_epoch_0001.png"]) == 1
 
 
 def test_without_a_case_no_page_is_written(tmp_path):
-    validate(ValidationPictures(tmp_path, at_epoch(1)), [[]])
+    validate(ValidationPictures(tmp_path), [[]])
     assert list(tmp_path.iterdir()) == []
 
 
@@ -125,8 +123,8 @@ PREFIX = torch.tensor([7, 3, 0])  # the second is nearest to a third of the patc
 def predicted_page(pages: FakePages, prediction: Tensor, norm_pixel: bool, image: Tensor = IMAGE) -> list[Prediction]:
     """The page of a batch with this prediction, ``(3, N, pixels)``; start and end positions are added."""
     padded = torch.cat([prediction, torch.full((3, 2, prediction.shape[2]), 99.0)], dim=1)
-    evaluator = SimpleNamespace(state=SimpleNamespace(output={"pred": padded, "label": (image, PREFIX)}))
-    PredictionPictures("unused", at_epoch(5), PATCH, norm_pixel).write(evaluator)
+    evaluator = SimpleNamespace(state=SimpleNamespace(output={"pred": padded, "label": (image, PREFIX)}, epoch=5))
+    PredictionPictures("unused", NextPatchLoss(PATCH, norm_pixel)).write(evaluator)
     return pages.rows["prediction_epoch_0005.png"]
 
 
@@ -176,7 +174,6 @@ def test_the_rows_tell_the_length_of_the_prefix_the_one_nearest_to_a_third_first
 
 
 def test_every_validation_of_a_pretraining_writes_one_page(tmp_path):
-    trainer = at_epoch(0)
     network = PretrainingNetwork((8, 8, 4), PATCH, size={"hidden_size": 12, "num_layers": 1, "num_heads": 2})
     evaluator = SupervisedEvaluator(
         device=torch.device("cpu"),
@@ -185,9 +182,8 @@ def test_every_validation_of_a_pretraining_writes_one_page(tmp_path):
         prepare_batch=prepare_next_patch,
         decollate=False,
     )
-    PredictionPictures(tmp_path, trainer, PATCH, norm_pixel=True).attach(evaluator)
+    PredictionPictures(tmp_path, NextPatchLoss(PATCH)).attach(evaluator)
     for epoch in (1, 2):
-        trainer.state.epoch = epoch
         evaluator.run(epoch)
     names = ["prediction_epoch_0001.png", "prediction_epoch_0002.png"]
     assert sorted(file.name for file in tmp_path.iterdir()) == names

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import torch
 from digar.data.sampler import ResumableSampler
-from digar.data.seeded import EpochSeed, SeededCacheDataset
+from digar.data.seeded import SeededCacheDataset
 from digar.training.checkpoints import BestWeights, TrainingState
-from digar.training.gradients import FiniteSteps, GradientClipping
-from digar.training.step_seed import StepSeed
+from digar.training.gradients import SafeSteps
+from digar.training.run_seed import RunSeed
 from digar.training.training_run import TrainingRun
 from ignite.engine import Events
 from ignite.metrics import Loss
@@ -32,14 +32,20 @@ class Tiny:
     optimizer: torch.optim.Optimizer
     trainer: SupervisedTrainer
     evaluator: SupervisedEvaluator
-    best_weights: BestWeights
-    state: TrainingState
     run: TrainingRun
     seen: list[tuple[int, int]]
     losses: list[float]
 
     def weights(self) -> dict[str, torch.Tensor]:
         return self.network.state_dict()
+
+    @property
+    def state(self) -> TrainingState:
+        return self.run.state
+
+    @property
+    def best_weights(self) -> BestWeights:
+        return self.run.best_weights
 
 
 def make_run(
@@ -53,7 +59,7 @@ def make_run(
     processes: int = 1,
     nan_policy: str = "stop",
     learning_rate: float = 0.01,
-    **state: float,
+    **settings: float,
 ) -> Tiny:
     """A run that writes to ``folder``, before any training and resuming."""
     torch.manual_seed(0)
@@ -85,27 +91,14 @@ def make_run(
         network=network,
         optimizer=optimizer,
         loss_function=nn.MSELoss(),
-        decollate=False,
         train_handlers=[
-            EpochSeed(dataset),
-            StepSeed(3, rank),
-            GradientClipping(network, 10.0),
-            FiniteSteps(optimizer, loader, nan_policy, max_skipped=2),
+            RunSeed(dataset, seed=3),
+            SafeSteps(network, loader, 10.0, nan_policy, max_skipped=2),
             LrScheduleHandler(scheduler, epoch_level=False, print_lr=False),
             ValidationHandler(1, evaluator),
         ],
     )
-    trainer.add_event_handler(Events.ITERATION_COMPLETED, lambda e: losses.append(e.state.output["loss"].item()))
-    best_weights = BestWeights(network, folder / "model.pt", "val_loss", smaller_is_better=True)
-    objects = {
-        "network": network,
-        "optimizer": optimizer,
-        "scheduler": scheduler,
-        "trainer": trainer,
-        "best_weights": best_weights,
-    }
-    training_state = TrainingState(folder / "states", objects, loader, **state)
-    best_weights.attach(trainer, evaluator)
-    training_state.attach(trainer)
-    run = TrainingRun(trainer, training_state)
-    return Tiny(network, optimizer, trainer, evaluator, best_weights, training_state, run, seen, losses)
+    trainer.add_event_handler(Events.ITERATION_COMPLETED, lambda e: losses.append(e.state.output[0]["loss"]))
+    saved = {"network": network, "optimizer": optimizer, "scheduler": scheduler}
+    run = TrainingRun(trainer, evaluator, saved, folder, folder / "model.pt", settings)
+    return Tiny(network, optimizer, trainer, evaluator, run, seen, losses)

@@ -3,7 +3,6 @@
 from typing import Any
 
 import numpy as np
-from ignite.engine import Engine, Events
 from monai.data import CacheDataset
 
 
@@ -34,17 +33,3 @@ class SeededCacheDataset(CacheDataset):
     def _transform(self, index: int) -> Any:
         self.transform.set_random_state(seed=derive_seed(self.seed, self.epoch, index % len(self)))
         return super()._transform(index)
-
-
-class EpochSeed:
-    """Tell the dataset which epoch begins. Loaders must not keep workers between epochs (PyTorch's default).
-
-    Args:
-        dataset: has ``set_epoch``.
-    """
-
-    def __init__(self, dataset: Any) -> None:
-        self.dataset = dataset
-
-    def attach(self, engine: Engine) -> None:
-        engine.add_event_handler(Events.EPOCH_STARTED, lambda e: self.dataset.set_epoch(e.state.epoch))

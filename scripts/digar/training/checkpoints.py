@@ -11,6 +11,7 @@ from typing import Any
 import ignite.distributed as idist
 import torch
 from ignite.engine import Engine, Events
+from monai.engines import Evaluator
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -84,52 +85,55 @@ class BestWeights:
     Args:
         network: its weights are written.
         weights_file: path of the weights.
-        metric: the evaluator's metric that decides; None to write at the end only.
-        smaller_is_better: True for a loss.
+        evaluator: its key metric decides, and its ``metric_cmp_fn`` says which of two scores is better.
+        patience: this many validations in a row without a better score end the training; None for any number.
     """
 
     def __init__(
-        self,
-        network: nn.Module,
-        weights_file: str | Path,
-        metric: str | None,
-        smaller_is_better: bool = False,
+        self, network: nn.Module, weights_file: str | Path, evaluator: Evaluator, patience: int | None = None
     ) -> None:
         self.network = network
         self.weights_file = Path(weights_file)
-        self.metric = metric
-        self.sign = -1.0 if smaller_is_better else 1.0
-        self.best: float | None = None
-        self.evaluator: Engine | None = None
-
-    def attach(self, trainer: Engine, evaluator: Engine | None = None) -> None:
         self.evaluator = evaluator
-        if evaluator is not None:
-            evaluator.add_event_handler(Events.COMPLETED, self.validated)
+        self.patience = patience
+        self.best: float | None = None
+        self.waited = 0  # validations since the best
+
+    def attach(self, trainer: Engine) -> None:
+        self.evaluator.add_event_handler(Events.COMPLETED, self.validated, trainer)
         trainer.add_event_handler(Events.EPOCH_COMPLETED, self.epoch_completed)
 
+    @property
+    def exhausted(self) -> bool:
+        """Whether the patience is at its end."""
+        return self.patience is not None and self.waited >= self.patience
+
     def state_dict(self) -> dict[str, float | None]:
-        """The best score, and MONAI's record of it (value and epoch), which its log shows."""
-        record = self.evaluator.state if self.evaluator is not None else None
+        """The best score and how long ago it was, and MONAI's record of it (value and epoch), which its log shows."""
+        record = self.evaluator.state
         return {
             "best": self.best,
-            "best_metric": None if record is None else float(record.best_metric),
-            "best_metric_epoch": None if record is None else record.best_metric_epoch,
+            "waited": self.waited,
+            "best_metric": float(record.best_metric),
+            "best_metric_epoch": record.best_metric_epoch,
         }
 
     def load_state_dict(self, state: dict[str, float | None]) -> None:
-        self.best = state["best"]
-        if self.evaluator is not None:
-            self.evaluator.state.best_metric = state["best_metric"]
-            self.evaluator.state.best_metric_epoch = state["best_metric_epoch"]
+        self.best, self.waited = state["best"], state["waited"]
+        self.evaluator.state.best_metric = state["best_metric"]
+        self.evaluator.state.best_metric_epoch = state["best_metric_epoch"]
 
-    def validated(self, evaluator: Engine) -> None:
+    def validated(self, evaluator: Evaluator, trainer: Engine) -> None:
         """Write if the metric is better than ever; a metric that is not a number never is."""
-        score = self.sign * float(evaluator.state.metrics[self.metric])
-        if score != score or (self.best is not None and score <= self.best):
+        score = float(evaluator.state.metrics[evaluator.state.key_metric_name])
+        if score == score and (self.best is None or evaluator.metric_cmp_fn(score, self.best)):
+            self._write(first=self.best is None)
+            self.best, self.waited = score, 0
             return
-        self._write(first=self.best is None)
-        self.best = score
+        self.waited += 1
+        if self.exhausted:
+            logger.info("%d validations without a better score: the training ends", self.waited)
+            trainer.terminate()
 
     def epoch_completed(self, trainer: Engine) -> None:
         """Write the last weights if no validation ever did."""

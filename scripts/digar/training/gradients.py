@@ -8,43 +8,24 @@ import torch
 from ignite.engine import Engine
 from monai.engines import IterationEvents
 from torch import nn
-from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
 logger = logging.getLogger(__name__)
 
 
-class GradientClipping:
-    """Scale the gradients down to a largest norm before every step; the norm is kept in ``state.gradient_norm``.
+class SafeSteps:
+    """Clip the gradients before every step, and make no step of a loss or a gradient that is no finite number.
 
-    Gradients must be unscaled at this point: this bundle's half precision is bfloat16, which needs no loss scaling.
+    Gradients are scaled down to a largest norm; the norm before that is kept in ``state.gradient_norm``. They must be
+    unscaled at this point: this bundle's half precision is bfloat16, which needs no loss scaling.
+
+    A step that cannot be made stops the training, or is skipped: weights and optimizer stay as they were, the learning
+    rate's schedule goes on. Processes decide alike.
 
     Args:
         network: whose gradients.
-        max_norm: largest L2 norm over all weights.
-    """
-
-    def __init__(self, network: nn.Module, max_norm: float) -> None:
-        self.network = network
-        self.max_norm = max_norm
-
-    def attach(self, trainer: Engine) -> None:
-        trainer.add_event_handler(IterationEvents.BACKWARD_COMPLETED, self)
-
-    def __call__(self, trainer: Engine) -> None:
-        norm = torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.max_norm)
-        trainer.state.gradient_norm = norm.item()
-
-
-class FiniteSteps:
-    """Make no step of a loss or a gradient that is infinite or not a number: stop, or skip it and go on.
-
-    A skipped step leaves weights and optimizer as they were; the learning rate's schedule goes on. Processes decide
-    alike. Attach it after :class:`GradientClipping`, whose norm it reads.
-
-    Args:
-        optimizer: whose step is skipped.
         loader: of the training, with a ``ResumableSampler``; it tells which files the batch was made of.
+        max_norm: largest L2 norm over all weights.
         policy: ``stop`` or ``skip``.
         max_skipped: steps skipped in a row; one more stops the training.
 
@@ -52,11 +33,14 @@ class FiniteSteps:
         ValueError: another policy.
     """
 
-    def __init__(self, optimizer: Optimizer, loader: DataLoader, policy: str = "stop", max_skipped: int = 10) -> None:
+    def __init__(
+        self, network: nn.Module, loader: DataLoader, max_norm: float, policy: str = "stop", max_skipped: int = 10
+    ) -> None:
         if policy not in ("stop", "skip"):
             raise ValueError(f"nan_policy is {policy!r}: it must be stop or skip")
-        self.optimizer = optimizer
+        self.network = network
         self.loader = loader
+        self.max_norm = max_norm
         self.max_skipped = max_skipped if policy == "skip" else 0
         self.skipped = 0
 
@@ -64,7 +48,9 @@ class FiniteSteps:
         trainer.add_event_handler(IterationEvents.BACKWARD_COMPLETED, self)
 
     def __call__(self, trainer: Engine) -> None:
-        loss, norm = trainer.state.output["loss"].item(), trainer.state.gradient_norm
+        norm = torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.max_norm).item()
+        loss = trainer.state.output["loss"].item()
+        trainer.state.gradient_norm = norm
         finite = math.isfinite(loss) and math.isfinite(norm)
         if not idist.all_reduce(int(not finite), "MAX"):
             self.skipped = 0
@@ -81,7 +67,7 @@ class FiniteSteps:
                 "or leave such steps out by --nan_policy skip"
             )
         logger.warning("%s: it is skipped; its batch: %s", what, files)
-        self.optimizer.zero_grad(set_to_none=True)  # PyTorch's optimizers pass over weights without gradient
+        self.network.zero_grad(set_to_none=True)  # PyTorch's optimizers pass over weights without gradient
 
     def files(self, trainer: Engine) -> list[str]:
         """What this process' batch was made of."""

@@ -10,14 +10,9 @@ class TrainingProgress:
     """One bar from the first step to the last: epoch, loss, crops per second, elapsed and remaining time.
 
     It starts where a resumed training does. Of several processes the first one shows it.
-
-    Args:
-        batch_size: crops per step and process.
-        num_processes: processes that train together.
     """
 
-    def __init__(self, batch_size: int, num_processes: int = 1) -> None:
-        self.crops_per_step = batch_size * num_processes
+    def __init__(self) -> None:
         self.bar: tqdm | None = None
 
     def attach(self, trainer: Engine) -> None:
@@ -38,7 +33,8 @@ class TrainingProgress:
         rate = self.bar.format_dict["rate"]
         shown = {"loss": f"{from_engine(['loss'], first=True)(state.output):.4g}"}
         if rate:
-            shown["crops_per_s"] = f"{rate * self.crops_per_step:.3g}"
+            crops = len(state.output) * idist.get_world_size()  # decollated: an item per crop
+            shown["crops_per_s"] = f"{rate * crops:.3g}"
         self.bar.set_postfix(shown, refresh=False)
         self.bar.update()
 

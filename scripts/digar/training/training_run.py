@@ -7,43 +7,94 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import ignite.distributed as idist
 from ignite.engine import Engine, Events
+from monai.engines import Evaluator, Trainer
 
-from digar.training.checkpoints import TrainingState
+from digar.training.checkpoints import BestWeights, TrainingState
+from digar.training.progress import TrainingProgress
 
 logger = logging.getLogger(__name__)
 SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)]
 
 
+@dataclass(frozen=True)
+class RunSettings:
+    """How a training begins, saves and ends.
+
+    Args:
+        resume: see :meth:`TrainingState.begin`.
+        keep_states, save_minutes: see :class:`TrainingState`.
+        patience: see :class:`BestWeights`.
+    """
+
+    resume: bool | str = False
+    keep_states: int = 2
+    save_minutes: float = 10.0
+    patience: int | None = None
+
+
 class TrainingRun:
     """Run a trainer to its end, or until SIGTERM, SIGUSR1 (which schedulers can send ahead of time) or Ctrl-C.
 
-    Then the step is finished (a validation too), the state saved, and :meth:`leave` ends the program with 128 + the
-    signal's number, as shells do. A second Ctrl-C leaves at once. One process that is told to stop stops all.
+    With it go the best weights (:class:`BestWeights`), the states to resume from (:class:`TrainingState`) and a
+    progress bar.
+
+    At a signal the step is finished (a validation too), the state saved, and :meth:`leave` ends the program with 128 +
+    the signal's number, as shells do. A second Ctrl-C leaves at once. One process that is told to stop stops all.
 
     Args:
         trainer: what runs.
-        state: attached to the trainer before this.
+        evaluator: decides over the best weights.
+        saved: what a state holds beside the trainer and the best score: ``network``, ``optimizer``, ``scheduler``, and
+            whatever else has ``state_dict`` and ``load_state_dict``.
+        output_dir: the states go into its ``states``.
+        weights_file: where the best weights go.
+        settings: the fields of :class:`RunSettings`.
     """
 
-    def __init__(self, trainer: Engine, state: TrainingState) -> None:
+    def __init__(
+        self,
+        trainer: Trainer,
+        evaluator: Evaluator,
+        saved: dict[str, Any],
+        output_dir: str | Path,
+        weights_file: str | Path,
+        settings: dict[str, Any] | None = None,
+    ) -> None:
         self.trainer = trainer
-        self.state = state
+        self.settings = RunSettings(**(settings or {}))
+        self.best_weights = BestWeights(saved["network"], weights_file, evaluator, self.settings.patience)
+        objects = {**saved, "trainer": trainer, "best_weights": self.best_weights}
+        loader = trainer.data_loader
+        self.state = TrainingState(
+            Path(output_dir) / "states", objects, loader, self.settings.keep_states, self.settings.save_minutes
+        )
         self.received = 0
         self.stopped_by = 0
 
     def start(self) -> None:
-        """Run the trainer; a training that is complete is left as it is."""
-        if self.state.complete:
+        """Begin or go on; a training that is complete is left as it is."""
+        for part in (self.best_weights, self.state, TrainingProgress()):
+            part.attach(self.trainer)
+        self.state.begin(self.settings.resume)
+        if self.complete:
             logger.info("the training is complete: nothing is left to do")
             return
         self.trainer.add_event_handler(Events.ITERATION_COMPLETED, self.iteration_completed)
         self.trainer.add_event_handler(Events.EPOCH_COMPLETED, self.epoch_completed)
         with self.listening():
             self.trainer.run()
+
+    @property
+    def complete(self) -> bool:
+        """Whether the training has made its last step, or waited in vain for a better score."""
+        return self.state.complete or self.best_weights.exhausted
 
     @contextmanager
     def listening(self) -> Iterator[None]:
@@ -76,7 +127,7 @@ class TrainingRun:
     def epoch_completed(self, trainer: Engine) -> None:
         """Stop between epochs, where the state is saved already."""
         self._agree()
-        if self.stopped_by and not self.state.complete:
+        if self.stopped_by and not self.complete:
             self._stop(trainer)
 
     def _agree(self) -> None:
@@ -101,5 +152,5 @@ class TrainingRun:
         Raises:
             SystemExit: with 128 + the signal's number (143 for SIGTERM).
         """
-        if self.stopped_by and not self.state.complete:
+        if self.stopped_by and not self.complete:
             sys.exit(128 + self.stopped_by)

@@ -1,6 +1,6 @@
 """A picture after every validation: segmentations beside the truth, or predicted patches beside the image."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 import ignite.distributed as idist
@@ -9,7 +9,7 @@ import torch
 from ignite.engine import Engine, Events
 
 from digar.networks.patches import from_patches, to_patches
-from digar.training.losses import patch_order
+from digar.training.losses import NextPatchLoss, patch_order
 from digar.volumes.pictures import Planes, Prediction, picture_page, prediction_page, take_planes
 
 
@@ -20,16 +20,12 @@ class ValidationPictures:
 
     Args:
         folder: where ``validation_epoch_NNNN.png`` goes.
-        trainer: gives the epoch.
         num_cases: rows of the page.
         labels: value to name.
     """
 
-    def __init__(
-        self, folder: str | Path, trainer: Engine, num_cases: int = 3, labels: Mapping[int, str] | None = None
-    ) -> None:
+    def __init__(self, folder: str | Path, num_cases: int = 3, labels: Mapping[int, str] | None = None) -> None:
         self.folder = Path(folder)
-        self.trainer = trainer
         self.num_cases = num_cases
         self.labels = labels
         self.rows: list[Planes] = []
@@ -53,7 +49,7 @@ class ValidationPictures:
     def write(self, evaluator: Engine) -> None:
         if not self.rows:
             return
-        epoch = self.trainer.state.epoch
+        epoch = evaluator.state.epoch
         title = f"validation after epoch {epoch}"
         picture_page(self.folder / f"validation_epoch_{epoch:04d}.png", self.rows, title, self.labels)
 
@@ -65,27 +61,13 @@ class PredictionPictures:
 
     Args:
         folder: where ``prediction_epoch_NNNN.png`` goes.
-        trainer: gives the epoch.
-        patch_size: patch in voxels.
-        norm_pixel: whether the targets are normalised per patch.
-        token_order: the network's.
+        loss_function: tells what the network predicts: patch size, normalisation, token order.
         num_samples: rows of the page, those of the first batch whose prefix is nearest to a third of the patches.
     """
 
-    def __init__(
-        self,
-        folder: str | Path,
-        trainer: Engine,
-        patch_size: Sequence[int],
-        norm_pixel: bool,
-        token_order: str = "raster",
-        num_samples: int = 4,
-    ) -> None:
+    def __init__(self, folder: str | Path, loss_function: NextPatchLoss, num_samples: int = 4) -> None:
         self.folder = Path(folder)
-        self.trainer = trainer
-        self.patch_size = tuple(patch_size)
-        self.norm_pixel = norm_pixel
-        self.token_order = token_order
+        self.loss_function = loss_function
         self.num_samples = num_samples
 
     def attach(self, evaluator: Engine) -> None:
@@ -96,11 +78,12 @@ class PredictionPictures:
         """Draw samples of the first batch."""
         prediction = evaluator.state.output["pred"].float().cpu()
         image, prefix = (tensor.cpu() for tensor in evaluator.state.output["label"][:2])
-        patches = to_patches(image, self.patch_size)  # (B, N, C*p*q*r)
+        target = self.loss_function
+        patches = to_patches(image, target.patch_size)  # (B, N, C*p*q*r)
         # of each patch in the sequence
-        place = patch_order(image.shape[2:], self.patch_size, self.token_order).argsort()
+        place = patch_order(image.shape[2:], target.patch_size, target.token_order).argsort()
         predicted = prediction[:, place]
-        if self.norm_pixel:
+        if target.norm_pixel:
             variance, mean = torch.var_mean(patches, dim=-1, keepdim=True)
             predicted = predicted * (variance + 1e-6).sqrt() + mean
         given = (place[None] < prefix[:, None])[..., None]  # patches 1..P
@@ -110,12 +93,12 @@ class PredictionPictures:
             torch.where(given, patches, predicted),
             (predicted - patches).abs() * ~given,
         )
-        volumes = [from_patches(part, image.shape[2:], self.patch_size)[:, 0].numpy() for part in parts]
+        volumes = [from_patches(part, image.shape[2:], target.patch_size)[:, 0].numpy() for part in parts]
         num_patches = patches.shape[1]
         nearest = (prefix - num_patches / 3).abs().argsort(stable=True)[: self.num_samples].tolist()
         samples = [
             Prediction(f"prefix: {int(prefix[i])} of {num_patches} patches", *(volume[i] for volume in volumes))
             for i in nearest
         ]
-        epoch = self.trainer.state.epoch
+        epoch = evaluator.state.epoch
         prediction_page(self.folder / f"prediction_epoch_{epoch:04d}.png", samples, f"next patches after epoch {epoch}")
