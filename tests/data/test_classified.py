@@ -72,7 +72,7 @@ def test_files_that_are_missing_are_named(tmp_path):
 def test_a_table_without_a_column_class_is_refused(tmp_path):
     table = write_table(tmp_path, 4, size=4)
     edit(table, "file,class", "file,kind")
-    with pytest.raises(ValueError, match="must have the columns file and class"):
+    with pytest.raises(ValueError, match="table.csv has the columns file, kind; it lacks class"):
         classified_cases(table, CLASSES, 0.2, seed=0)
 
 

@@ -38,8 +38,8 @@ def test_rows_with_a_centre_give_it(tmp_path):
 @pytest.mark.parametrize(
     ("lines", "message"),
     [
-        (["patient,file,x,y,z", "P,a,1,2,3"], "has the columns patient, file, x, y, z; it needs patient, file, type"),
-        (["patient,file,type,x,y", "P,a,1,2,3"], "needs patient, file, type and either x, y, z or x1"),
+        (["patient,file,x,y,z", "P,a,1,2,3"], "has the columns patient, file, x, y, z; it lacks type"),
+        (["patient,file,type,x,y", "P,a,1,2,3"], "has neither the columns x, y, z nor x1"),
         (["patient,file,type,x,y,z", "P,a,1,2,3,4", "P,a,1,2,three,4"], "lesions.csv, line 3: .*three"),
         (["patient,file,type,x,y,z", "P,a,1,2,3"], "lesions.csv, line 2"),
         (["patient,file,type,x,y,z", "P,a,1,2,3,nan"], "line 2: a position is not finite"),

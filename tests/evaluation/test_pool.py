@@ -39,5 +39,5 @@ def test_what_is_no_evaluation_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match="cases.csv is missing: give the output_dir"):
         read_scores(tmp_path)
     (tmp_path / "cases.csv").write_text("case,class\n")
-    with pytest.raises(ValueError, match="not those of a segmentation's evaluation"):
+    with pytest.raises(ValueError, match="cases.csv has the columns case, class; it lacks label"):
         read_scores(tmp_path)

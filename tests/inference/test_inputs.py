@@ -1,6 +1,8 @@
 """Which files are cases, and that no two of them share a mask."""
 
 import json
+import os
+import unicodedata
 from pathlib import Path
 
 import pytest
@@ -92,11 +94,98 @@ def test_a_json_list_may_name_channels(tmp_path):
     assert len(case["image"]) == 2
 
 
-@pytest.mark.parametrize("content", ["{", "[3]", "[[]]", '{"a": 1}'])
-def test_a_list_that_names_no_files_is_refused_with_its_path(content, tmp_path):
-    (tmp_path / "list.json").write_text(content)
-    with pytest.raises(ValueError, match="list.json is no list of volumes"):
-        find_cases(tmp_path / "list.json", tmp_path / "out")
+@pytest.mark.parametrize(
+    ("name", "content", "reason"),
+    [
+        ("l.json", "{", "l.json is not valid JSON"),
+        ("l.json", '["a.nii", 3]', "l.json, entry 2: it names no file"),
+        ("l.json", "[[]]", "l.json, entry 1: it names no file"),
+        ("l.json", '[{"label": "a.nii"}]', "l.json, entry 1: it names no file"),
+        ("l.json", '{"training": []}', r"l.json must hold a list \[...\], it holds an object"),
+        ("l.csv", "id,image\n1,b.nii.gz\n2\n", "l.csv, line 3: 1 fields where the header has 2"),
+        ("l.csv", "id,image\n1,b.nii.gz\n2,\n", "l.csv, line 3: it names no file"),
+        ("l.csv", "image\nx, y.nii\n", "l.csv, line 2: 2 fields where the header has 1"),
+        ("l.txt", "a.nii\nM\udcfcller.nii\n", "l.txt, line 2: this is no UTF-8 text"),
+    ],
+)
+def test_a_list_that_names_no_files_is_refused_with_its_line_and_in_the_last_error(name, content, reason, tmp_path):
+    (tmp_path / name).write_bytes(os.fsencode(content))
+    with pytest.raises(ValueError, match=reason) as caught:
+        find_cases(tmp_path / name, tmp_path / "out")
+    assert caught.value.__cause__ is None
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+@pytest.mark.parametrize("name", LISTS)
+def test_lists_are_read_whatever_program_wrote_them(name, encoding, tmp_path):
+    touch(tmp_path / "x/a.nii", tmp_path / "x/y/b.mha")
+    name_of_list = tmp_path / name.upper()
+    name_of_list.write_bytes(LISTS[name].replace("\n", "\r\n").encode(encoding))
+    assert list(masks(name_of_list, tmp_path / "out")) == ["a.nii", "y/b.mha"]
+
+
+def test_a_list_that_leads_out_of_its_folder_never_leads_out_of_the_output(tmp_path):
+    touch(tmp_path / "data/scans/a.nii.gz", tmp_path / "other/b.nii.gz")
+    (tmp_path / "data/list.txt").write_text("scans/a.nii.gz\n../other/b.nii.gz\n../data/../../../../c.nii\n")
+    cases = find_cases(tmp_path / "data/list.txt", tmp_path / "out")
+    assert all(".." not in case["mask"].split("/") and ".." not in case["name"].split("/") for case in cases)
+    assert len({case["mask"] for case in cases}) == 3
+    assert [Path(case["image"]).is_file() for case in cases if "c.nii" not in case["name"]] == [True, True]
+    (tmp_path / "data/list.txt").write_text("scans/a.nii.gz\n../other/b.nii.gz\n")
+    assert masks(tmp_path / "data/list.txt", tmp_path / "out") == {
+        "data/scans/a.nii.gz": "data/scans/a_mask.nii.gz",
+        "other/b.nii.gz": "other/b_mask.nii.gz",
+    }
+    (tmp_path / "data/list.txt").write_text("../other/b.nii.gz\n")
+    assert masks(tmp_path / "data/list.txt", tmp_path / "out") == {"b.nii.gz": "b_mask.nii.gz"}
+
+
+def test_what_a_list_names_twice_is_taken_once(tmp_path, caplog):
+    touch(tmp_path / "x/a.nii", tmp_path / "x/b.nii")
+    (tmp_path / "list.txt").write_text(f"x/a.nii\nx/b.nii\n./x/a.nii\nx/../x/a.nii\n{tmp_path}/x/a.nii\n")
+    assert list(masks(tmp_path / "list.txt", tmp_path / "out")) == ["a.nii", "b.nii"]
+    assert caplog.text.count("more than once: it is taken once") == 3
+
+
+@pytest.mark.parametrize("postfix", ["mask", "prediction"])
+def test_the_names_of_masks_fit_a_file_system(postfix, tmp_path):
+    names = ["x" * 248 + ".nii.gz", "x" * 247 + "y.nii.gz", "ü" * 124 + ".nii", "short.nii"]
+    touch(*(tmp_path / "in" / name for name in names))
+    found = masks(tmp_path / "in", tmp_path / "out", postfix=postfix)
+    assert found["short.nii"] == f"short_{postfix}.nii.gz"
+    assert len(set(found.values())) == len(names)
+    for mask in found.values():
+        assert mask.endswith(f"_{postfix}.nii.gz")
+        touch(tmp_path / "out" / mask, tmp_path / "out" / mask.replace(".nii.gz", "_probabilities_0000.npy"))
+    assert masks(tmp_path / "in", tmp_path / "out", postfix=postfix) == found
+
+
+def test_names_that_are_no_text_reach_the_mask(tmp_path):
+    (tmp_path / "in").mkdir()
+    os.close(os.open(os.fsencode(tmp_path) + b"/in/M\xfc.nii.gz", os.O_CREAT))
+    (case,) = find_cases(tmp_path / "in", tmp_path / "out")
+    assert os.fsencode(case["mask"]) == b"M\xfc_mask.nii.gz"
+
+
+def test_one_accent_written_in_two_ways_gives_two_masks(tmp_path):
+    touch(tmp_path / "\u00fc.nii", tmp_path / "u\u0308.nii")
+    found = masks(tmp_path, tmp_path / "out")
+    assert len({unicodedata.normalize("NFC", mask) for mask in found.values()}) == 2
+
+
+def test_commas_spaces_and_quotes_in_paths_are_letters(tmp_path):
+    folder = tmp_path / 'a, b\'s "c" $d @e %f'
+    touch(folder / "x, y.nii.gz")
+    assert masks(folder, tmp_path / "out") == {"x, y.nii.gz": "x, y_mask.nii.gz"}
+    for name, content in (("l.csv", 'image\n"x, y.nii.gz"\n'), ("l.txt", "x, y.nii.gz\n")):
+        (folder / name).write_text(content)
+        assert masks(folder / name, tmp_path / "out") == {"x, y.nii.gz": "x, y_mask.nii.gz"}
+
+
+def test_channels_and_a_file_of_their_name_are_two_cases(tmp_path):
+    touch(*(tmp_path / n for n in ("p_0000.nii.gz", "p_0001.nii.gz", "p.nii.gz")))
+    found = masks(tmp_path, tmp_path / "out", in_channels=2)
+    assert len(found) == len(set(found.values())) == 2
 
 
 def test_the_output_folder_is_left_out_of_the_search(tmp_path):

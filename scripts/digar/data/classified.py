@@ -1,6 +1,5 @@
 """Volumes with a class each: a table of files (CSV), or a MedMNIST archive (.npz)."""
 
-import csv
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,8 +9,10 @@ from zipfile import BadZipFile
 import numpy as np
 from monai.data import MetaTensor
 
-from digar.data.datalists import Case, case_name, split_cases
+from digar.data.datalists import Case, split_cases
+from digar.volumes.files import read_table
 from digar.volumes.reading import read_volume
+from digar.volumes.search import case_names
 
 PARTS = ("training", "validation", "test")
 MEDMNIST_PARTS = dict(zip(("train", "val", "test"), PARTS, strict=True))
@@ -35,37 +36,38 @@ def classified_cases(dataset_dir: str | Path, classes: Sequence[str], validation
         ValueError: another kind of file, a missing column, an unknown class or part, or a patient with two classes.
     """
     path = Path(dataset_dir)
-    if not path.is_file() or path.suffix not in (".csv", ".npz"):
+    if not path.is_file() or path.suffix.lower() not in (".csv", ".npz"):
         raise FileNotFoundError(
             f"dataset_dir {path} must be a table (.csv with the columns file and class) or a MedMNIST archive (.npz)"
         )
-    if path.suffix == ".npz":
+    if path.suffix.lower() == ".npz":
         return _archive_cases(path, classes)
     return _table_cases(path, classes, validation_share, seed)
 
 
 def _table_cases(path: Path, classes: Sequence[str], validation_share: float, seed: int) -> list[Case]:
-    with path.open(newline="", encoding="utf-8-sig") as stream:
-        rows = list(csv.DictReader(stream))
-    if not rows or not {"file", "class"} <= set(rows[0]):
-        raise ValueError(f"{path} must have the columns file and class, and a row per volume")
+    rows = read_table(path, ("file", "class"))
+    if not rows:
+        raise ValueError(f"{path} has no row: it needs one for each volume")
     cases, patients = [], {}
-    for number, row in enumerate(rows, start=2):
+    for line, row in rows:
         if row["class"] not in classes:
             raise ValueError(
-                f"{path}, line {number}: class {row['class']!r} is none of {', '.join(classes)}: correct it, or pass "
+                f"{path}, line {line}: class {row['class']!r} is none of {', '.join(classes)}: correct it, or pass "
                 "all class names, --classes \"['no','yes']\""
             )
         if row.get("part", PARTS[0]) not in PARTS:
-            raise ValueError(f"{path}, line {number}: part {row['part']!r} must be one of {', '.join(PARTS)}")
+            raise ValueError(f"{path}, line {line}: part {row['part']!r} must be one of {', '.join(PARTS)}")
         file = path.parent / row["file"]
-        case = {"image": str(file), "label": list(classes).index(row["class"]), "name": case_name(file)}
-        cases.append(case | {"part": row.get("part", PARTS[0])})
-        patients.setdefault(row.get("patient") or str(file), []).append(cases[-1])
+        case = {"image": str(file), "label": list(classes).index(row["class"]), "part": row.get("part", PARTS[0])}
+        cases.append(case)
+        patients.setdefault(row.get("patient") or str(file), []).append(case)
     missing = [case["image"] for case in cases if not Path(case["image"]).exists()]
     if missing:
         raise FileNotFoundError(f"{path} lists files that are missing: {', '.join(missing)}")
-    if "part" not in rows[0]:
+    for case, name in zip(cases, case_names([case["image"] for case in cases]), strict=True):
+        case["name"] = name
+    if "part" not in rows[0][1]:
         _draw_parts(path, patients, validation_share, seed)
     return cases
 

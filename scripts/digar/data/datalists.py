@@ -1,6 +1,5 @@
 """Which files a run uses: labelled MSD tasks, folders of scans, the split by case, and their check before a run."""
 
-import json
 import random
 from collections.abc import Sequence
 from multiprocessing.pool import ThreadPool
@@ -11,8 +10,9 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from digar.volumes.dicom import is_dicom
-from digar.volumes.reading import VOLUME_SUFFIXES, VolumeError, read_volume, volume_suffix
+from digar.volumes.files import read_json
+from digar.volumes.reading import VOLUME_SUFFIXES, VolumeError, read_volume
+from digar.volumes.search import find_volumes
 
 Case = dict[str, Any]
 GRID_TOLERANCE_MM = 0.1  # how far image and label may lie apart
@@ -38,13 +38,7 @@ def read_task(dataset_dir: str | Path) -> dict:
         raise FileNotFoundError(
             f"{folder} is no MSD task: it has no dataset.json (a task holds dataset.json, imagesTr and labelsTr)"
         )
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:  # not JSON, or not UTF-8
-        raise ValueError(f"{file} is not valid JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{file} is no description of a task: it holds a {type(content).__name__}, not an object")
-    return content
+    return read_json(file, dict)
 
 
 def _task_entries(folder: Path) -> list:
@@ -101,31 +95,16 @@ def scans(dataset_dir: str | Path) -> list[Case]:
 
 
 def image_files(dataset_dir: str | Path) -> list[Path]:
-    """All volumes of a folder and its sub-folders, sorted; hidden files (macOS' ``._*``) are left out.
-
-    NIfTI, MetaImage and NRRD files, and folders that hold a DICOM series.
+    """All volumes of a folder and its sub-folders, see :func:`digar.volumes.search.find_volumes`.
 
     Raises:
         FileNotFoundError: there is no such folder, or no volume in it.
     """
     folder = _existing_folder(dataset_dir)
-    found: set[Path] = set()
-    for file in folder.rglob("*"):
-        if file.name.startswith(".") or not file.is_file():
-            continue
-        if volume_suffix(file):
-            found.add(file)
-        elif file.parent not in found and file.name != "DICOMDIR" and is_dicom(file):
-            found.add(file.parent)
+    found = find_volumes(folder)
     if not found:
         raise FileNotFoundError(f"dataset_dir {folder} holds no image ({', '.join(VOLUME_SUFFIXES)} or DICOM series)")
-    return sorted(found)
-
-
-def case_name(path: str | Path) -> str:
-    """The file's name without its ending: ``a/b.nii.gz`` is case ``b``."""
-    name = Path(path).name
-    return name[: len(name) - len(volume_suffix(name) or "")]
+    return [Path(path) for path in found]
 
 
 def split_cases(cases: Sequence[Case], validation_share: float, seed: int, part: str, fold: int = 0) -> list[Case]:

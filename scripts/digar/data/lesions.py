@@ -8,7 +8,6 @@ types are 1 to 8; rows of type -1 (unknown) are left out.
 """
 
 import argparse
-import csv
 import os
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
@@ -19,8 +18,9 @@ from scipy import ndimage
 from tqdm import tqdm
 
 from digar.data.datalists import labelled_cases
-from digar.volumes.files import write_rows
+from digar.volumes.files import read_table, write_rows
 from digar.volumes.reading import read_volume
+from digar.volumes.search import case_name
 
 UNKNOWN_TYPE = "-1"
 CENTRE = ("x", "y", "z")
@@ -38,37 +38,32 @@ def lesion_cases(table: str | Path) -> list[dict[str, Any]]:
     file = Path(table)
     if not file.is_file():
         raise FileNotFoundError(f"lesion_table {file} is not a file")
-    with file.open(newline="", encoding="utf-8-sig") as stream:
-        reader = csv.DictReader(stream)
-        columns = reader.fieldnames or []
-        boxed = set(BOX) <= set(columns)
-        missing = [name for name in ("patient", "file", "type") if name not in columns]
-        if missing or not (boxed or set(CENTRE) <= set(columns)):
-            raise ValueError(
-                f"{file} has the columns {', '.join(columns)}; it needs patient, file, type and either x, y, z or "
-                f"{', '.join(BOX)} (voxels of the file)"
-            )
-        cases = []
-        for row in reader:
-            if (row["type"] or "").strip() == UNKNOWN_TYPE:
-                continue
-            try:
-                if not (row["patient"] and row["file"] and row["type"]):
-                    raise ValueError("patient, file or type is empty")
-                numbers = np.array([float(row[name]) for name in (BOX if boxed else CENTRE)])
-                if not np.isfinite(numbers).all():
-                    raise ValueError("a position is not finite")
-            except (TypeError, ValueError) as error:
-                raise ValueError(f"{file}, line {reader.line_num}: {error}") from error
-            cases.append(
-                {
-                    "kind": "semantic",
-                    "image": str(file.parent / row["file"]),
-                    "patient": row["patient"].strip(),
-                    "type": row["type"].strip(),
-                    "centre": numbers.reshape(-1, 3).mean(axis=0).tolist(),
-                }
-            )
+    rows = read_table(file, ("patient", "file", "type"))
+    columns = set(rows[0][1]) if rows else set()
+    boxed = set(BOX) <= columns
+    if rows and not (boxed or set(CENTRE) <= columns):
+        raise ValueError(f"{file} has neither the columns x, y, z nor {', '.join(BOX)} (voxels of the file)")
+    cases = []
+    for line, row in rows:
+        if row["type"] == UNKNOWN_TYPE:
+            continue
+        try:
+            if not (row["patient"] and row["file"] and row["type"]):
+                raise ValueError("patient, file or type is empty")
+            numbers = np.array([float(row[name]) for name in (BOX if boxed else CENTRE)])
+            if not np.isfinite(numbers).all():
+                raise ValueError("a position is not finite")
+        except ValueError as error:
+            raise ValueError(f"{file}, line {line}: {error}") from None
+        cases.append(
+            {
+                "kind": "semantic",
+                "image": str(file.parent / row["file"]),
+                "patient": row["patient"],
+                "type": row["type"],
+                "centre": numbers.reshape(-1, 3).mean(axis=0).tolist(),
+            }
+        )
     if not cases:
         raise ValueError(f"{file} holds no lesion of a known type")
     return cases
@@ -103,7 +98,7 @@ def write_lesion_table(task: str | Path, table: str | Path) -> int:
     with ThreadPool() as pool:
         found = pool.imap(lambda case: label_components(case["label"]), cases)
         rows = [
-            (Path(case["image"]).name.split(".")[0], _relative(case["image"], file.parent), value, *centre)
+            (case_name(case["image"]), _relative(case["image"], file.parent), value, *centre)
             for case, components in zip(cases, tqdm(found, total=len(cases), desc="labels"), strict=True)
             for value, centre in components
         ]

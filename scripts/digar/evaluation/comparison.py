@@ -11,11 +11,12 @@ import nibabel as nib
 import numpy as np
 from tqdm import tqdm
 
-from digar.data.datalists import case_name, image_files
+from digar.data.datalists import image_files
 from digar.evaluation.segmentation import score_case
 from digar.evaluation.tables import MEAN, case_means, summary_lines, write_scores
 from digar.volumes.pictures import picture_page, take_planes
 from digar.volumes.reading import read_volume
+from digar.volumes.search import case_name
 
 
 def load_pair(mask_file: Path, label_file: Path) -> tuple[np.ndarray, np.ndarray]:

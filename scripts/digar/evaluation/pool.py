@@ -4,13 +4,13 @@ python -m digar.evaluation.pool runs/fold_*/evaluation --output runs/folds
 """
 
 import argparse
-import csv
 import math
 from collections.abc import Sequence
 from pathlib import Path
 
 from digar.evaluation.segmentation import METRICS, Score
 from digar.evaluation.tables import MEAN, summary_lines, write_scores
+from digar.volumes.files import read_table
 
 
 def read_scores(folder: str | Path) -> list[Score]:
@@ -23,11 +23,7 @@ def read_scores(folder: str | Path) -> list[Score]:
     file = Path(folder) / "cases.csv"
     if not file.is_file():
         raise FileNotFoundError(f"{file} is missing: give the output_dir of an evaluation")
-    with file.open(newline="", encoding="utf-8") as stream:
-        reader = csv.DictReader(stream)
-        if tuple(reader.fieldnames or ()) != Score._fields:
-            raise ValueError(f"{file} has the columns {reader.fieldnames}, not those of a segmentation's evaluation")
-        rows = [row for row in reader if row["label"] != MEAN]
+    rows = [row for _, row in read_table(file, Score._fields) if row["label"] != MEAN]
     return [Score(**row | {metric: float(row[metric] or math.nan) for metric in METRICS}) for row in rows]
 
 

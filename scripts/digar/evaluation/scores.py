@@ -10,7 +10,6 @@ import numpy as np
 from ignite.engine import Engine, Events
 from monai.data.utils import affine_to_spacing
 
-from digar.data.datalists import case_name
 from digar.evaluation.classification import (
     Classified,
     confusion_matrix,
@@ -21,6 +20,7 @@ from digar.evaluation.segmentation import Score, score_case
 from digar.evaluation.tables import case_means, summary_lines, write_scores, write_table
 from digar.volumes.pictures import Planes, picture_page, take_planes
 from digar.volumes.reading import read_volume
+from digar.volumes.search import case_name
 
 logger = logging.getLogger(__name__)
 

@@ -1,6 +1,5 @@
 """Scores as tables: one row per case and label, and a summary of them."""
 
-import csv
 import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -9,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from digar.evaluation.segmentation import METRICS, Score
-from digar.volumes.files import whole_file
+from digar.volumes.files import write_rows
 
 MEAN = "mean"  # stands as a label for the mean over a case's labels
 LOWER_IS_BETTER = ("hd95_mm", "assd_mm")
@@ -94,18 +93,12 @@ def summary_lines(summary: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def write_table(path: str | Path, columns: Sequence[str], rows: Iterable[dict[str, Any]]) -> None:
-    """Write a CSV file, to a temporary name that is renamed; its folder is made. NaN becomes an empty field."""
-    with whole_file(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as stream:
-        writer = csv.DictWriter(stream, columns)
-        writer.writeheader()
-        for row in rows:
-            writer.writerow({key: _field(value) for key, value in row.items()})
+    """Write a CSV file whole or not at all; numbers have six digits, NaN becomes an empty field."""
+    write_rows(path, [columns, *([_field(row[column]) for column in columns] for row in rows)])
 
 
 def _field(value: Any) -> Any:
-    if isinstance(value, float):
-        return "" if math.isnan(value) else f"{value:.6g}"
-    return value
+    return float(f"{value:.6g}") if isinstance(value, float) else value
 
 
 def write_scores(folder: str | Path, scores: Sequence[Score]) -> list[dict[str, Any]]:

@@ -1,19 +1,26 @@
 """From a folder, a file or a list to cases: which files belong together, and where each mask goes."""
 
-import csv
-import json
+import hashlib
+import logging
 import os
 import re
+import unicodedata
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from digar.volumes.dicom import is_dicom
+from digar.volumes.files import printable, read_json, read_rows, read_text, row_of
 from digar.volumes.reading import volume_suffix
+from digar.volumes.search import case_name, find_volumes
 
 Case = dict[str, Any]
 CHANNEL = re.compile(r"(.+)_(\d{4})")  # nnU-Net's suffix
 LIST_SUFFIXES = (".txt", ".csv", ".json")
+LONGEST_NAME = 255  # bytes
+LONGEST_ENDING = len("_probabilities_0000.npy") - len(".nii.gz")  # what is written beside a mask
+
+logger = logging.getLogger(__name__)
 
 
 def find_cases(
@@ -21,14 +28,16 @@ def find_cases(
 ) -> list[Case]:
     """The cases of a run, sorted by name.
 
-    A folder is searched through; a sub-folder of DICOM files is one case. With several ``in_channels`` the files
-    ``a_0000.nii.gz``, ``a_0001.nii.gz`` ... are the channels of one case. Sub-folders are mirrored below
-    ``output_dir``; inputs whose masks would have the same name keep their ending in it.
+    A folder is searched through, see :func:`digar.volumes.search.find_volumes`; a sub-folder of DICOM files is one
+    case. With several ``in_channels`` the files ``a_0000.nii.gz``, ``a_0001.nii.gz`` ... are the channels of one case.
+    Sub-folders are mirrored below ``output_dir``, those of a list from the folder on that all its files lie in.
+    Inputs whose masks would have the same name keep their ending in it; a name that would be too long is cut, and told
+    apart by its hash. What a list names twice is taken once.
 
     Args:
         dataset_dir: a folder, a volume, or a list of volumes: text (a path per line), CSV (a column ``image``, or the
             first one), JSON (a list of paths, or of lists of channels, or of objects with ``image``). Relative paths
-            in a list start from its folder.
+            in a list start from its folder, and may lead out of it.
         output_dir: of the masks; left out of the search.
         in_channels: of the network.
         postfix: of the masks' names.
@@ -46,121 +55,126 @@ def find_cases(
         raise FileNotFoundError(f"dataset_dir {source} does not exist: pass --dataset_dir with a folder, file or list")
     if source.is_file() and source.suffix.lower() in LIST_SUFFIXES:
         entries = _listed(source)
-        root = Path(os.path.commonpath([Path(files[0]).absolute().parent for files in entries]))
+        root = os.path.commonpath([os.path.dirname(os.path.abspath(files[0])) for files in entries])
     elif source.is_file():
-        entries, root = [[source]], source.parent
+        entries, root = [[str(source)]], str(source.parent)
     else:
         if source.resolve() == output.resolve():
             raise ValueError(f"output_dir {output} is the folder of the images: pass another --output_dir")
-        entries, root = _grouped(_search(source, output.resolve()), in_channels), source
+        entries, root = _grouped(find_volumes(source, [output]), in_channels), str(source)
     if not entries:
         raise FileNotFoundError(f"dataset_dir {source} holds no volume (NIfTI, .mha, .mhd, .nrrd or DICOM series)")
     return _named(entries, root, postfix)
 
 
-def _is_series(folder: Path) -> bool:
-    """Whether a folder holds DICOM files."""
-    files = (file for file in sorted(folder.iterdir()) if not file.name.startswith(".") and not volume_suffix(file))
-    return any(is_dicom(file) for file in files if file.is_file() and file.name != "DICOMDIR")
-
-
-def _search(folder: Path, output: Path) -> list[Path]:
-    """Volumes and DICOM folders below a folder; hidden files (macOS' ``._*`` among them) are left out."""
-    found = []
-    for place, folders, names in os.walk(folder):
-        here = Path(place)
-        folders[:] = sorted(n for n in folders if not n.startswith(".") and (here / n).resolve() != output)
-        found += [here / n for n in sorted(names) if not n.startswith(".") and volume_suffix(n)]
-        if _is_series(here):
-            found.append(here)
-    return found
-
-
-def _grouped(files: Iterable[Path], in_channels: int) -> list[list[Path]]:
+def _grouped(files: Iterable[str], in_channels: int) -> list[list[str]]:
     """Files that are channels of one case together, in the order of their numbers."""
-    groups: dict[tuple, list[Path]] = {}
+    if in_channels == 1:
+        return [[file] for file in files]
+    groups: dict[tuple[str, ...], list[str]] = {}
     for file in files:
-        channel = CHANNEL.fullmatch(stem(file)) if in_channels > 1 else None
-        key = (file.parent, channel[1], volume_suffix(file)) if channel else (file,)
+        channel = CHANNEL.fullmatch(case_name(file))
+        key = (os.path.dirname(file), channel[1], volume_suffix(file) or "") if channel else (file,)
         groups.setdefault(key, []).append(file)
     return [sorted(group) for group in groups.values()]
 
 
-def stem(file: Path) -> str:
-    """A file's name without the ending that tells a volume."""
-    suffix = volume_suffix(file)
-    return file.name[: -len(suffix)] if suffix and not file.is_dir() else file.name
+# Lists
 
 
-def _listed(file: Path) -> list[list[Path]]:
-    try:
-        text = file.read_text(encoding="utf-8-sig")
-        if file.suffix.lower() == ".json":
-            entries = _json_entries(json.loads(text))
-        elif file.suffix.lower() == ".csv":
-            rows = [row for row in csv.reader(text.splitlines()) if row and row[0].strip()]
-            column = rows[0].index("image") if rows and "image" in rows[0] else 0
-            headed = bool(rows) and ("image" in rows[0] or not _names_volume(file.parent / rows[0][0]))
-            entries = [[row[column]] for row in rows[headed:]]
-        else:
-            entries = [[line.strip()] for line in text.splitlines() if line.strip() and not line.startswith("#")]
-    except (ValueError, TypeError, LookupError, csv.Error) as error:
-        raise ValueError(f"dataset_dir {file} is no list of volumes: {error}") from error
-    if not entries:
+def _listed(file: Path) -> list[list[str]]:
+    """The entries of a list, each the paths of its files."""
+    read = {".json": _json_entries, ".csv": _table_entries, ".txt": _text_entries}[file.suffix.lower()]
+    once: dict[tuple[str, ...], list[str]] = {}
+    for paths in read(file):
+        located = [os.path.join(file.parent, path) for path in paths]
+        key = tuple(map(os.path.abspath, located))
+        if key in once:
+            logger.warning("%s names %s more than once: it is taken once", file, ", ".join(map(printable, paths)))
+        once.setdefault(key, located)
+    if not once:
         raise FileNotFoundError(f"dataset_dir {file} lists no volume")
-    return [[file.parent / path for path in paths] for paths in entries]
+    return list(once.values())
 
 
-def _names_volume(path: Path) -> bool:
-    return volume_suffix(path) is not None or path.is_dir()
+def _text_entries(file: Path) -> list[list[str]]:
+    lines = (line.strip() for line in read_text(file).splitlines())
+    return [[line] for line in lines if line and not line.startswith("#")]
 
 
-def _json_entries(content: Any) -> list[list[str]]:
-    """A list of paths, of lists of paths, or of objects with ``image``; each as a list of paths."""
-    if not isinstance(content, list):
-        raise ValueError(f"it holds a {type(content).__name__}, not a list")
+def _table_entries(file: Path) -> list[list[str]]:
+    """Column ``image``, or the first one; the first row is a header if it names no volume."""
+    rows = read_rows(file)
+    first = rows[0][1] if rows else [""]
+    headed = "image" in first or not (volume_suffix(first[0]) or (file.parent / first[0]).is_dir())
+    column = first.index("image") if "image" in first else 0
     entries = []
-    for item in content:
-        image = item["image"] if isinstance(item, dict) else item
-        paths = [image] if isinstance(image, str) else list(image)
-        if not paths or not all(isinstance(path, str) for path in paths):
-            raise ValueError(f"{item!r} names no file")
+    for line, row in rows[headed:]:
+        path = row_of(file, line, row, len(first))[column]
+        if not path:
+            raise ValueError(f"{file}, line {line}: it names no file")
+        entries.append([path])
+    return entries
+
+
+def _json_entries(file: Path) -> list[list[str]]:
+    """A list of paths, of lists of paths, or of objects with ``image``; each as a list of paths."""
+    entries = []
+    for number, item in enumerate(read_json(file, list), start=1):
+        image = item.get("image") if isinstance(item, dict) else item
+        paths = image if isinstance(image, list) else [image]
+        if not paths or not all(isinstance(path, str) and path for path in paths):
+            raise ValueError(f'{file}, entry {number}: it names no file; write a path, or {{"image": a path}}')
         entries.append(paths)
     return entries
 
 
-def _named(entries: Sequence[Sequence[Path]], root: Path, postfix: str) -> list[Case]:
-    """Cases with names below ``root`` and masks that do not collide, also where case does not count."""
+# Names
+
+
+def _named(entries: Sequence[Sequence[str]], root: str, postfix: str) -> list[Case]:
+    """Cases with different names below ``root``, and masks that do not collide, also where case does not count."""
     cases: list[Case] = []
+    wanted: list[tuple[str, str]] = []  # names of the mask without and with the image's ending
     for paths in entries:
-        first = paths[0]
-        inside = first.absolute().is_relative_to(root.absolute())
-        relative = first.absolute().relative_to(root.absolute()) if inside and first != root else Path(first.name)
-        base = stem(first)
+        first = os.path.abspath(paths[0])
+        folder, file = os.path.split(os.path.relpath(first, root) if first != root else os.path.basename(first))
+        base, ending = case_name(file), file[len(case_name(file)) :]
         if len(paths) > 1 and (channel := CHANNEL.fullmatch(base)):
             base = channel[1]
-        suffix = volume_suffix(first) or ""
-        cases.append(
-            {
-                "name": (relative.parent / (base + suffix)).as_posix() if len(paths) > 1 else relative.as_posix(),
-                "image": str(first) if len(paths) == 1 else [str(path) for path in paths],
-                "mask": (relative.parent / f"{base}_{postfix}.nii.gz").as_posix(),
-                "_whole": (relative.parent / f"{base}{suffix}_{postfix}.nii.gz").as_posix(),
-            }
-        )
-    cases.sort(key=lambda case: case["name"])
-    taken: dict[str, int] = {}
-    for case in cases:
-        taken[case["mask"].casefold()] = taken.get(case["mask"].casefold(), 0) + 1
-    used: set[str] = set()
-    for case in cases:
-        whole = case.pop("_whole")
-        if taken[case["mask"].casefold()] > 1:
-            case["mask"] = whole
-        number = 2
-        wanted = case["mask"]
-        while case["mask"].casefold() in used:
-            case["mask"] = wanted.removesuffix(".nii.gz") + f"_{number}.nii.gz"
-            number += 1
-        used.add(case["mask"].casefold())
-    return cases
+        name = Path(folder, base + ending if len(paths) > 1 else file).as_posix()
+        cases.append({"name": name, "image": paths[0] if len(paths) == 1 else list(paths)})
+        wanted.append(tuple(Path(folder, _fitting(b, f"_{postfix}.nii.gz")).as_posix() for b in (base, base + ending)))
+    plain = Counter(_folded(short) for short, _ in wanted)
+    names, masks = set(), set()
+    for number in sorted(range(len(cases)), key=lambda number: cases[number]["name"]):
+        short, whole = wanted[number]
+        mask = short if plain[_folded(short)] == 1 else whole
+        cases[number]["mask"] = _unused(mask, f"_{postfix}.nii.gz", masks)
+        cases[number]["name"] = _unused(cases[number]["name"], "", names)
+    return sorted(cases, key=lambda case: case["name"])
+
+
+def _fitting(base: str, ending: str) -> str:
+    """A file name of a base and an ending, cut where it, or what is written beside it, would be too long."""
+    room = LONGEST_NAME - LONGEST_ENDING - len(ending)
+    encoded = os.fsencode(base)
+    if len(encoded) > room:
+        digest = hashlib.sha256(encoded).hexdigest()[:8]
+        base = f"{encoded[: room - 9].decode('utf-8', 'ignore')}~{digest}"
+    return base + ending
+
+
+def _folded(name: str) -> str:
+    """Alike for names that are one on file systems that do not tell case or ways of writing an accent."""
+    return unicodedata.normalize("NFC", name).casefold()
+
+
+def _unused(name: str, ending: str, used: set[str]) -> str:
+    """The name, numbered before its ending where it is used already; it is used from now on."""
+    number, stem = 1, name.removesuffix(ending)
+    while _folded(name) in used:
+        number += 1
+        name = f"{stem}_{number}{ending}"
+    used.add(_folded(name))
+    return name

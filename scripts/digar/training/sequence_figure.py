@@ -22,6 +22,7 @@ from digar.data.sequences.crops import NUM_SLABS
 from digar.data.sources import SequenceDataset
 from digar.training.losses import patch_order
 from digar.volumes.pictures import save_figure
+from digar.volumes.search import case_name
 
 DESCRIPTIONS = {
     "spatial": "one crop of one scan",
@@ -121,7 +122,7 @@ def _main() -> None:
     if options.kind == "contrast":
         names = config.get_parsed_content("modalities")
     elif options.kind == "semantic":
-        names = [Path(part["image"]).name.split(".")[0] for part in dataset.draw(place)[1]]
+        names = [case_name(part["image"]) for part in dataset.draw(place)[1]]
     elif published:
         names = [f"slab {part}: from s + {part * slabs}" for part in range(NUM_SLABS)]
     patch_size = np.broadcast_to(config.get_parsed_content("patch_size"), 3).tolist()
