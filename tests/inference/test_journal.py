@@ -93,10 +93,10 @@ def test_a_files_hash_is_sha256(tmp_path):
     assert file_hash(tmp_path / "a") == hashlib.sha256(b"x" * 3_000_000).hexdigest()
 
 
-def test_the_state_of_a_folder_is_that_of_its_files(tmp_path):
-    for name in ("1", "2"):
+def test_the_state_of_a_dicom_series_is_that_of_its_files(tmp_path):
+    for name in ("1.dcm", "2.dcm"):
         (tmp_path / name).write_bytes(b"12345")
     before = input_state(str(tmp_path))
     assert before[0][0] == 10
-    (tmp_path / "2").write_bytes(b"123456")
+    (tmp_path / "2.dcm").write_bytes(b"123456")
     assert input_state(str(tmp_path)) != before

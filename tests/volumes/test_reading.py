@@ -121,25 +121,6 @@ def test_a_dicom_series_equals_nifti_whatever_its_files_are_called(tmp_path):
     np.testing.assert_allclose(canonical[0].affine, canonical[1].affine, atol=1e-4)
 
 
-def test_a_dicom_folder_of_two_series_is_refused(tmp_path):
-    folder = write_series(tmp_path / "series")
-    write_series(folder, series="1.2.4")
-    with pytest.raises(VolumeError, match=f"{folder}: holds 2 DICOM series"):
-        read_volume(folder)
-
-
-def test_a_dicom_series_with_a_missing_slice_is_refused(tmp_path):
-    folder = write_series(tmp_path / "series")
-    (folder / "1.2.3-8").unlink()
-    with pytest.raises(VolumeError, match=r"3\.00 to 6\.00 mm apart: a slice is missing"):
-        read_volume(folder)
-
-
-def test_a_folder_without_dicom_is_refused(tmp_path):
-    with pytest.raises(VolumeError, match="holds no DICOM series"):
-        read_volume(tmp_path)
-
-
 # Axes
 
 

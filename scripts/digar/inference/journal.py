@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from digar.volumes.files import file_hash
+from digar.volumes.reading import VolumeError, volume_files
 
 DONE, FAILED = "done", "failed"
 
@@ -18,15 +19,15 @@ def settings_hash(settings: dict[str, Any]) -> str:
 
 
 def input_state(image: str | Sequence[str]) -> list[list[int]]:
-    """Size in bytes and time of change (ns) of a case's files; of a DICOM folder, of each file in it.
+    """Size in bytes and time of change (ns) of a case's files; of a DICOM series, of all its files.
 
     Raises:
         OSError: a file vanished.
+        VolumeError: a DICOM folder does not hold exactly one series.
     """
     states = []
     for path in [image] if isinstance(image, str) else image:
-        files = sorted(Path(path).iterdir()) if Path(path).is_dir() else [Path(path)]
-        sizes = [(file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+        sizes = [(file.stat().st_size, file.stat().st_mtime_ns) for file in volume_files(path)]
         states.append([sum(size for size, _ in sizes), max((time for _, time in sizes), default=0)])
     return states
 
@@ -97,7 +98,7 @@ class Journal:
         mask = self.folder / outcome.mask
         try:
             unchanged = outcome.state == input_state(case["image"]) and outcome.mask_hash == file_hash(mask)
-        except OSError:  # the input or the mask is no longer there
+        except (OSError, VolumeError):  # the input or the mask is no longer there
             return None
         return outcome if unchanged else None
 

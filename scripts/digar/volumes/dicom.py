@@ -1,73 +1,232 @@
-"""DICOM series: which files belong to one, in which order, and where the stack of their slices lies."""
+"""DICOM series: which files make one, and its volume.
 
-from collections.abc import Sequence
-from dataclasses import replace
+A series is named by a path: the folder that holds it alone, ``FOLDER/SERIES_UID`` where the folder (or a folder below)
+holds others too, or a multi-frame file. What belongs to it is decided by SeriesInstanceUID, wherever below the folder
+the files lie and whatever else their headers say; how its slices lie, by their positions alone.
+"""
+
+import functools
+import logging
+import os
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
+import pydicom
 
+from digar.volumes.dicom_frames import UNREADABLE_DICOM, Frame, read_frames, stack
 from digar.volumes.header import Header, VolumeError
-from digar.volumes.itk_files import itk_affine, itk_header, itk_information
 
-GAP_TOLERANCE_MM = 0.1  # how far the distances of neighbouring slices may differ
+logger = logging.getLogger(__name__)
+
+DICOM_SUFFIXES = (".dcm", ".ima")
+IMAGE_CLASSES = ("Image Storage", "US Volume Storage")  # how the names of SOP classes end that are images
+DESCRIBED = ("SeriesDescription", "SeriesNumber", "Modality", "SeriesInstanceUID", "StudyInstanceUID")
+
+
+@dataclass(frozen=True)
+class SeriesHeader(Header):
+    """The header of a DICOM series, with its slices in the order of the third axis."""
+
+    frames: tuple[Frame, ...] = ()
 
 
 def is_dicom(file: str | Path) -> bool:
-    """Whether a file begins as DICOM files do; a file that cannot be opened does not."""
+    """Whether a file begins as DICOM files do, or its name says so; a file that cannot be opened is not DICOM."""
     try:
         with open(file, "rb") as stream:
-            return stream.read(132)[128:] == b"DICM"
+            start = stream.read(132)
     except OSError:
         return False
+    return start[128:] == b"DICM" or Path(file).suffix.lower() in DICOM_SUFFIXES
 
 
-def series_header(folder: str | Path) -> Header:
-    """Shape, affine and type of the DICOM series in a folder; see :func:`digar.volumes.reading.read_header`."""
-    files = series_files(folder)
-    first = replace(itk_header(files[0]), path=str(folder))
-    if len(files) == 1:
-        return first
-    affine = stack_affine(folder, [itk_information(file) for file in files])
-    return replace(first, shape=(*first.shape[:2], len(files)), affine=affine)
+def is_series(path: str | Path) -> bool:
+    """Whether a path can name a DICOM series: a folder, ``FOLDER/SERIES_UID``, or a DICOM file."""
+    path = Path(path)
+    return path.is_dir() or _uid(path) is not None or (path.is_file() and is_dicom(path))
 
 
-def series_files(folder: str | Path) -> list[str]:
-    """The files of a folder's DICOM series, in the order of its slices.
+def find_series(files: Iterable[Path]) -> dict[Path, list[Path]]:
+    """DICOM files by the series that they belong to.
+
+    What holds no image (structure sets, reports, segmentations, ...) is left out, and said. A damaged file belongs to
+    the series of its folder, so that it is missed there.
+
+    Args:
+        files: those that :func:`is_dicom` tells, of one search.
+
+    Returns:
+        The path that names each series, and its files. It is the folder that holds all of them if that, with the
+        folders below, holds nothing of other series.
+    """
+    series: dict[str, list[Path]] = defaultdict(list)
+    damaged: list[Path] = []
+    others: set[str] = set()
+    for file in files:
+        identity = identify(file)
+        if identity is None:
+            damaged.append(file)
+        elif identity.image:
+            series[identity.series].append(file)
+        else:
+            others.add(f"{file.parent}: {identity.kind}")
+    for other in sorted(others):
+        logger.info("%s is no image and left out", other)
+    for file in damaged:
+        beside = [found for found in series.values() if any(other.parent == file.parent for other in found)]
+        for found in beside or [series[""]]:
+            found.append(file)
+    folders: dict[Path, set[str]] = defaultdict(set)  # the series in each folder and below
+    for uid, found in series.items():
+        for folder in {file.parent for file in found}:
+            for above in (folder, *folder.parents):
+                folders[above].add(uid)
+    named = {}
+    for uid, found in series.items():
+        common = Path(os.path.commonpath([file.parent for file in found]))
+        named[common if len(folders[common]) == 1 else common / uid] = sorted(found)
+    return dict(sorted(named.items()))
+
+
+def series_files(path: str | Path) -> list[Path]:
+    """The files of the series that a path names.
 
     Raises:
-        VolumeError: the folder holds none, or several.
+        VolumeError: there is none, or the folder holds several.
+    """
+    path = Path(path)
+    if path.is_file():
+        return [path]
+    uid = _uid(path)
+    found = find_series(_dicom_files(path.parent if uid else path))
+    if uid:
+        of_uid = (files for files in found.values() if any(_series_of(file) == uid for file in files))
+        if files := next(of_uid, None):
+            return files
+        raise VolumeError(path, f"there is no DICOM series of this SeriesInstanceUID below {path.parent}")
+    if len(found) > 1:
+        names = ", ".join(f"{named} ({describe_series(files)['SeriesDescription']})" for named, files in found.items())
+        raise VolumeError(path, f"holds {len(found)} DICOM series: name one of them: {names}"[:2000])
+    if not found:
+        raise VolumeError(path, "holds no DICOM series: a folder with one is needed")
+    return next(iter(found.values()))
+
+
+def series_header(path: str | Path) -> SeriesHeader:
+    """Shape, affine, type and slices of a DICOM series; see :func:`digar.volumes.reading.read_header`."""
+    frames = []
+    for file in series_files(path):
+        try:
+            frames += read_frames(file)
+        except VolumeError as error:
+            raise VolumeError(path, f"its file {file.name} {error.reason}") from error
+    frames, affine = stack(path, frames)
+    return SeriesHeader(str(path), (*frames[0].size, len(frames)), 1, affine, frames[0].dtype, frames=tuple(frames))
+
+
+def series_voxels(header: SeriesHeader) -> np.ndarray:
+    """The voxels of a series as ``(X, Y, Z)`` float32, each slice with its own slope and intercept.
+
+    Raises:
+        VolumeError: a file's pixels cannot be decoded.
+    """
+    columns, rows, slices = header.shape
+    volume = np.empty((slices, rows, columns), np.float32)
+    places: dict[Path, dict[int, Frame]] = defaultdict(dict)
+    for place, frame in enumerate(header.frames):
+        places[frame.file][place] = frame
+    for file, frames in places.items():
+        try:
+            _decode(file, frames, volume)
+        except RuntimeError as error:
+            syntax = pydicom.dcmread(file, stop_before_pixels=True, force=True).file_meta.get("TransferSyntaxUID", "")
+            stored = f"{getattr(syntax, 'name', '')}, {syntax}".strip(", ") or "no known transfer syntax"
+            reason = f"the pixels of {file.name} cannot be decoded ({stored}): store it uncompressed, or copy it again"
+            raise VolumeError(header.path, reason) from error
+    return volume.transpose(2, 1, 0)
+
+
+def describe_series(files: Iterable[Path]) -> dict[str, str]:
+    """Description, number, modality and UIDs of a series, as one of its files has them; "" where it has none."""
+    file = next(file for file in files)
+    try:
+        dataset = pydicom.dcmread(file, stop_before_pixels=True, force=True, specific_tags=[*DESCRIBED])
+        return {keyword: str(dataset.get(keyword, "")) for keyword in DESCRIBED}
+    except UNREADABLE_DICOM:
+        return dict.fromkeys(DESCRIBED, "")
+
+
+class Identity(NamedTuple):
+    """To which series a file belongs, and what it is."""
+
+    series: str
+    kind: str
+    image: bool
+
+
+def _series_of(file: Path) -> str | None:
+    identity = identify(file)
+    return identity.series if identity else None
+
+
+def identify(file: Path) -> Identity | None:
+    """What a DICOM file is; None for a damaged one."""
+    state = file.stat()
+    return _identified(file, state.st_size, state.st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=100_000)
+def _identified(file: Path, size: int, changed: int) -> Identity | None:
+    """:func:`identify`, once as long as size and time of change stay."""
+    try:
+        with open(file, "rb") as stream:
+            dataset = pydicom.filereader.read_partial(
+                stream, stop_when=lambda tag, vr, length: tag > 0x0020000E, force=True
+            )
+        uid = dataset.get("SOPClassUID") or dataset.file_meta.get("MediaStorageSOPClassUID")
+        if not uid:
+            return None
+        return Identity(str(dataset.get("SeriesInstanceUID", "")), uid.name, uid.name.endswith(IMAGE_CLASSES))
+    except UNREADABLE_DICOM:
+        return None
+
+
+def _uid(path: Path) -> str | None:
+    """The UID in a path ``FOLDER/SERIES_UID``."""
+    named = re.fullmatch(r"[0-9]+(\.[0-9]+)+", path.name) and path.parent.is_dir() and not path.exists()
+    return path.name if named else None
+
+
+def _dicom_files(folder: Path) -> Iterator[Path]:
+    """The DICOM files in a folder and below; hidden ones are left out."""
+    for place, folders, names in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in sorted(names):
+            if not name.startswith(".") and name != "DICOMDIR" and is_dicom(Path(place, name)):
+                yield Path(place, name)
+
+
+def _decode(file: Path, frames: Mapping[int, Frame], volume: np.ndarray) -> None:
+    """Write frames of a file into their places along the first axis of a volume ``(slices, rows, columns)``.
+
+    Raises:
+        RuntimeError: from ITK, where it cannot decode them.
     """
     import itk
 
-    names = itk.GDCMSeriesFileNames.New()  # with MONAI's settings: its reader takes the files in the same order
-    names.SetUseSeriesDetails(True)
-    names.AddSeriesRestriction("0008|0021")
-    names.SetDirectory(str(folder))
-    series = names.GetSeriesUIDs()
-    if len(series) != 1:
-        raise VolumeError(folder, f"holds {len(series) or 'no'} DICOM series: a folder with one is needed")
-    return list(names.GetFileNames(series[0]))
-
-
-def stack_affine(folder: str | Path, slices: Sequence[Any]) -> np.ndarray:
-    """Affine of a stack of single slices in RAS mm.
-
-    Raises:
-        VolumeError: the slices differ in size or direction, or do not lie at equal distances.
-    """
-    first = itk_affine(slices[0])
-    for information in slices:
-        size = [information.GetDimensions(i) == slices[0].GetDimensions(i) for i in (0, 1)]
-        if not all(size) or not np.allclose(itk_affine(information)[:3, :2], first[:3, :2], atol=1e-3):
-            raise VolumeError(folder, "its DICOM slices differ in size or direction: separate the series")
-    positions = np.array([itk_affine(information)[:3, 3] for information in slices])
-    gaps = np.linalg.norm(np.diff(positions, axis=0), axis=1)
-    if gaps.max() - gaps.min() > GAP_TOLERANCE_MM or gaps.min() == 0:
-        raise VolumeError(
-            folder,
-            f"its DICOM slices lie {gaps.min():.2f} to {gaps.max():.2f} mm apart: a slice is missing, or series are "
-            "mixed",
-        )
-    first[:3, 2] = (positions[-1] - positions[0]) / (len(slices) - 1)
-    return first
+    image_io = itk.GDCMImageIO.New(FileName=str(file))
+    image_io.ReadImageInformation()
+    done = (image_io.GetRescaleSlope(), image_io.GetRescaleIntercept())  # what ITK does to all frames of the file
+    fitting = all((frame.slope, frame.intercept) == done for frame in frames.values())
+    image_type = itk.Image[itk.F if fitting else itk.D, 3]
+    reader = itk.ImageFileReader[image_type].New(FileName=str(file), ImageIO=image_io)
+    reader.Update()
+    values = itk.array_view_from_image(reader.GetOutput())
+    for place, frame in frames.items():
+        plane = values[frame.number]
+        volume[place] = plane if fitting else np.round((plane - done[1]) / done[0]) * frame.slope + frame.intercept

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
+SHEAR_TOLERANCE = 0.01  # largest cosine between two voxel axes: 0.6 degrees off a right angle
+
 
 class VolumeError(ValueError):
     """A file that cannot be used as a volume: ``path`` and ``reason`` (what is wrong, and what to do)."""

@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from digar.volumes.files import write_rows
 from digar.volumes.intensities import percentiles
-from digar.volumes.reading import VolumeError, read_volume
+from digar.volumes.reading import VolumeError, read_volume, volume_files
 
 FORMAT = 1  # part of a copy's name: a new format never reads old copies
 OUTLIER_WIDTHS = 8  # intensities farther from the percentiles than so many of their distances are clipped
@@ -207,10 +207,8 @@ def write_copy(copy: Path, path: str, volume: MetaTensor, source_affine: np.ndar
 
 def copy_name(path: str, spacing: Sequence[float]) -> Path:
     """Where a scan's copy lies in the cache: named by file path and spacing, then by the file's size and time."""
-    file = Path(path)
     try:
-        parts = sorted(file.rglob("*")) if file.is_dir() else [file]  # a DICOM series is a folder
-        state = [(part.name, part.stat().st_size, part.stat().st_mtime_ns) for part in parts]
+        state = [(part.name, part.stat().st_size, part.stat().st_mtime_ns) for part in volume_files(path)]
     except OSError as error:
         raise VolumeError(path, f"cannot be read ({error})") from error
     which, when = (

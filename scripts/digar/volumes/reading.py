@@ -13,8 +13,8 @@ from monai.utils.enums import MetaKeys
 from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
 
-from digar.volumes.dicom import series_header
-from digar.volumes.header import Header, VolumeError, split_axes
+from digar.volumes.dicom import SeriesHeader, is_series, series_files, series_header, series_voxels
+from digar.volumes.header import SHEAR_TOLERANCE, Header, VolumeError, split_axes
 from digar.volumes.itk_files import ITK_SUFFIXES, itk_header, itk_voxels
 
 logger = logging.getLogger(__name__)
@@ -26,7 +26,6 @@ UNREADABLE = (  # what nibabel, gzip and ITK raise on damaged files
     zlib.error,
 )  # fmt: skip
 FORM_TOLERANCE_MM = 0.1  # how far sform and qform may lie apart before it is said
-SHEAR_TOLERANCE = 0.01  # largest cosine between two voxel axes: 0.6 degrees off a right angle
 
 
 def volume_suffix(path: str | Path) -> str | None:
@@ -35,19 +34,31 @@ def volume_suffix(path: str | Path) -> str | None:
     return next((suffix for suffix in VOLUME_SUFFIXES if name.endswith(suffix)), None)
 
 
+def volume_files(path: str | Path) -> list[Path]:
+    """The files that a volume is read from: those of a DICOM series, or the file itself.
+
+    Raises:
+        VolumeError: a folder does not hold exactly one series.
+    """
+    return series_files(path) if is_series(path) else [Path(path)]
+
+
 def read_header(path: str | Path) -> Header:
-    """Shape, affine and type of a NIfTI, MetaImage or NRRD file, or of the DICOM series in a folder.
+    """Shape, affine and type of a NIfTI, MetaImage or NRRD file, or of a DICOM series (:mod:`digar.volumes.dicom`).
 
     NIfTI places a volume by its sform if that has a positive code, else by its qform.
 
     Raises:
         VolumeError: missing, unreadable, not a volume of numbers, flat, or with an unusable affine.
     """
-    if not Path(path).exists():
+    series = is_series(path)
+    if not series and not Path(path).exists():
         raise VolumeError(path, "there is no such file")
     try:
-        if volume_suffix(path) in ITK_SUFFIXES or Path(path).is_dir():
-            header = series_header(path) if Path(path).is_dir() else itk_header(path)
+        if series:
+            header: Header = series_header(path)
+        elif volume_suffix(path) in ITK_SUFFIXES:
+            header = itk_header(path)
         else:
             header = _nifti_header(path, nib.load(path))
     except VolumeError:
@@ -66,7 +77,7 @@ def read_volume(path: str | Path, header: Header | None = None) -> MetaTensor:
     The voxels are those of the file, NaN and infinite ones included. What is odd about the header is logged.
 
     Args:
-        path: a NIfTI, MetaImage or NRRD file, or a folder with one DICOM series.
+        path: a NIfTI, MetaImage or NRRD file, or what names a DICOM series (:mod:`digar.volumes.dicom`).
         header: of the file, where it is known already.
 
     Raises:
@@ -76,11 +87,15 @@ def read_volume(path: str | Path, header: Header | None = None) -> MetaTensor:
     for warning in header.warnings:
         logger.warning("%s: %s", path, warning)
     try:
-        if volume_suffix(path) in ITK_SUFFIXES or Path(path).is_dir():
+        if isinstance(header, SeriesHeader):
+            array = series_voxels(header)
+        elif volume_suffix(path) in ITK_SUFFIXES:
             array = itk_voxels(header)
         else:
             array = np.asanyarray(nib.load(path).dataobj, dtype=np.float32)
         channels_last = array.reshape(*header.shape, header.channels)  # drops axes of 1
+    except VolumeError:
+        raise
     except UNREADABLE as error:
         raise VolumeError(path, _unreadable(error)) from error
     volume = np.ascontiguousarray(np.moveaxis(channels_last, -1, 0))
