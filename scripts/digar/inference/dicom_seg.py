@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from digar.data.datalists import GRID_TOLERANCE_MM
 from digar.inference.inputs import find_cases
-from digar.volumes.dicom import series_files
+from digar.volumes.dicom import series_header
 from digar.volumes.files import whole_file
 from digar.volumes.pictures import label_colour
 from digar.volumes.reading import Header, VolumeError, read_header
@@ -49,9 +49,9 @@ def write_dicom_seg(series: str | Path, mask: str | Path, target: str | Path, me
     Raises:
         ValueError: the series or the mask cannot be used, the mask lies in another grid or holds a value without name.
     """
-    header = read_header(series)
-    slices = [pydicom.dcmread(file) for file in series_files(series)]  # in the order of the header's third axis
-    if len(slices) != header.shape[2]:
+    header = series_header(series)
+    slices = [pydicom.dcmread(frame.file) for frame in header.frames]  # in the order of the header's third axis
+    if any(frame.number for frame in header.frames):
         raise VolumeError(series, "holds several slices in one file: write it as a series of single slices")
     labels = on_grid(mask, header)
     descriptions = describe_segments(metadata)
