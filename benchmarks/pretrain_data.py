@@ -26,8 +26,7 @@ import nibabel as nib
 import numpy as np
 import torch
 from digar.data.datalists import scans
-from digar.data.sequences import RandPrefixd, Sequenced, prepare_next_patch
-from digar.data.sources import SequenceDataset
+from digar.data.sequences import RandPrefixd, Sequenced, SequenceDataset, Spatial, prepare_next_patch
 from digar.networks import PretrainingNetwork
 from digar.networks.precision import PrecisionInferer, best_precision
 from digar.training.losses import NextPatchLoss
@@ -80,9 +79,10 @@ def make_dataset(files: list[str], arguments: argparse.Namespace, cache_dir: Pat
     store = VolumeStore([arguments.spacing] * 3, cache_dir)
     for path in tqdm(files, desc="preparing scans" if cache_dir else "checking scans", unit="scan", leave=False):
         store.prepare(path)
-    transform = Compose([Sequenced("image", [arguments.sample] * 3), RandPrefixd("image", arguments.patch)])
+    kinds = {"spatial": Spatial([arguments.sample] * 3, None)}
+    transform = Compose([Sequenced(kinds), RandPrefixd("image", arguments.patch)])
     cases = [{"kind": "spatial", "image": path} for path in files]
-    return SequenceDataset(cases, store, transform, 0, {"spatial": 1.0}, arguments.samples)
+    return SequenceDataset(cases, kinds, store, transform, 0, {"spatial": 1.0}, arguments.samples)
 
 
 def forget(files: list[Path]) -> None:

@@ -5,18 +5,12 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
-from digar.data.sequences import (
-    KINDS,
-    ContrastSequenced,
-    RandPrefixd,
-    SemanticSequenced,
-    Sequenced,
-    SpatialSequenced,
-    copied_patches,
-    prepare_next_patch,
-)
+from digar.data.sequences import Contrast, RandPrefixd, Semantic, Sequenced, Spatial, prepare_next_patch
+from digar.data.sequences.crops import CropReader, random_window
 from torch import Tensor
 from torch.nn.functional import interpolate
+
+STATE = np.random.RandomState(0)  # where nothing is random
 
 
 def numbered(*shape: int) -> Tensor:
@@ -24,8 +18,14 @@ def numbered(*shape: int) -> Tensor:
     return torch.arange(np.prod(shape), dtype=torch.float32).reshape(shape)
 
 
-def seeded(seed: int, *arguments: object, **keywords: object) -> SpatialSequenced:
-    return SpatialSequenced("image", *arguments, **keywords).set_random_state(seed=seed)
+def crop_of(scan: Tensor, size: tuple[int, ...], seed: int) -> Tensor:
+    """A random window in the scan's own numbers, as a spatial sequence cuts it."""
+    reader = CropReader(size)
+    return torch.from_numpy(reader.read(scan, random_window(scan.shape[1:], reader.size, np.random.RandomState(seed))))
+
+
+def build_spatial(scan: Tensor, size: tuple[int, ...], seed: int, **options: object) -> Tensor:
+    return Spatial(size, None, **options).build([scan], [], np.random.RandomState(seed))
 
 
 def random_scan(*shape: int) -> Tensor:
@@ -39,27 +39,26 @@ def random_scan(*shape: int) -> Tensor:
 def test_a_crop_is_a_window_of_the_scan(shape):
     scan = numbered(*shape)
     for seed in range(10):
-        crop = seeded(seed, (4, 5, 3)).crop(scan)
+        crop = crop_of(scan, (4, 5, 3), seed)
         x, y, z = np.unravel_index(int(crop[0, 0, 0, 0]), shape[1:])
         assert torch.equal(crop, scan[:, x : x + 4, y : y + 5, z : z + 3])
 
 
 def test_windows_reach_both_ends_of_every_axis():
     scan = numbered(1, 4, 3, 5)
-    transform = seeded(0, (2, 2, 2))
-    corners = [np.unravel_index(int(transform.crop(scan)[0, 0, 0, 0]), (4, 3, 5)) for _ in range(200)]
+    corners = [np.unravel_index(int(crop_of(scan, (2, 2, 2), seed)[0, 0, 0, 0]), (4, 3, 5)) for seed in range(200)]
     for axis, last in enumerate((2, 1, 3)):
         assert {int(corner[axis]) for corner in corners} == set(range(last + 1))
 
 
 def test_a_scan_of_the_samples_size_is_taken_as_it_is():
     scan = numbered(1, 4, 5, 3)
-    assert torch.equal(seeded(0, (4, 5, 3)).crop(scan), scan)
+    assert torch.equal(crop_of(scan, (4, 5, 3), 0), scan)
 
 
 def test_a_short_axis_is_taken_whole_and_resized():
     scan = random_scan(2, 3, 10, 4)
-    crop = seeded(1, (6, 6, 4)).crop(scan)
+    crop = crop_of(scan, (6, 6, 4), 1)
     windows = [scan[:, :, start : start + 6] for start in range(5)]
     resized = [interpolate(window[None], (6, 6, 4), mode="trilinear")[0] for window in windows]
     assert [torch.allclose(crop, candidate, rtol=1e-5, atol=1e-3) for candidate in resized].count(True) == 1
@@ -72,9 +71,9 @@ def test_a_sample_is_scaled_by_its_own_percentiles():
     scan = random_scan(1, 20, 20, 20)
     scan[:, :10] += 1000.0  # the scan's percentiles are not the crop's
     size = (8, 9, 10)
-    crop = seeded(2, size).crop(scan).numpy()
+    crop = crop_of(scan, size, 2).numpy()
     low, high = np.percentile(crop, [1, 99.9])
-    sample = seeded(2, size)({"image": scan})["image"]
+    sample = build_spatial(scan, size, 2)
     expected = torch.from_numpy(np.clip((crop - low) / (high - low), 0, 1))
     torch.testing.assert_close(torch.as_tensor(sample), expected, rtol=1e-4, atol=1e-5, check_dtype=False)
     assert (sample.min(), sample.max()) == (0, 1)
@@ -83,7 +82,7 @@ def test_a_sample_is_scaled_by_its_own_percentiles():
 
 @pytest.mark.parametrize("value", [0.0, -1000.0, 7.0])
 def test_a_constant_scan_gives_finite_values_from_0_to_1(value):
-    sample = seeded(0, (4, 4, 4))({"image": torch.full((1, 6, 6, 6), value)})["image"]
+    sample = build_spatial(torch.full((1, 6, 6, 6), value), (4, 4, 4), 0)
     assert sample.isfinite().all()
     assert sample.min() >= 0
     assert sample.max() <= 1
@@ -92,18 +91,16 @@ def test_a_constant_scan_gives_finite_values_from_0_to_1(value):
 def test_a_few_bright_voxels_in_a_constant_crop_stay_within_0_and_1():
     scan = torch.zeros(1, 16, 16, 16)  # both percentiles are 0: the background of a skull-stripped scan, and its rim
     scan[0, 0, 0, :2] = 3000.0
-    sample = seeded(0, (16, 16, 16))({"image": scan})["image"]
+    sample = build_spatial(scan, (16, 16, 16), 0)
     assert sample.isfinite().all()
     assert sample.max() <= 1
 
 
-def test_the_given_sample_and_scan_are_not_changed():
+def test_the_given_scan_is_not_changed():
     scan = random_scan(1, 6, 6, 6)
-    data, before = {"image": scan, "name": "a"}, scan.clone()
-    result = seeded(0, (4, 4, 4), slab_offset=1)(data)
-    assert data["image"] is scan
+    before = scan.clone()
+    build_spatial(scan, (4, 4, 4), 0, slab_offset=1)
     assert torch.equal(scan, before)
-    assert result["name"] == "a"
 
 
 # Slabs
@@ -117,28 +114,20 @@ def plain_slabs(crop: Tensor, start: int, offset: int) -> Tensor:
 
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("offset", [1, 3, 4])
-def test_slabs_are_the_published_slices_of_the_crop(offset, channels):
-    crop = numbered(channels, 2, 3, 16)
-    transform = seeded(0, (2, 3, 16), slab_offset=offset)
+def test_slabs_are_the_published_slices_of_the_scaled_crop(offset, channels):
+    scan = random_scan(channels, 2, 3, 16)  # of the sample's size: the crop is the scan
+    scaled = build_spatial(scan, (2, 3, 16), 0)
+    last = 16 - 4 - 3 * offset
     starts = set()
-    for _ in range(150):
-        joined = transform.join_slabs(crop)
-        starts.add(int(joined[0, 0, 0, 0]))
-        assert torch.equal(joined, plain_slabs(crop, int(joined[0, 0, 0, 0]), offset))
-    assert starts == set(range(16 - 4 - 3 * offset + 1))
-
-
-def test_a_sample_of_slabs_is_the_scaled_crop_cut_into_slabs():
-    scan = random_scan(1, 4, 4, 8)  # of the sample's size: the crop is the scan
-    scaled = torch.as_tensor(seeded(0, (4, 4, 8))({"image": scan})["image"])
-    for seed in range(5):
-        sample = torch.as_tensor(seeded(seed, (4, 4, 8), slab_offset=1)({"image": scan})["image"])
-        assert any(torch.equal(sample, plain_slabs(scaled, start, 1)) for start in range(4))
+    for seed in range(150):
+        joined = build_spatial(scan, (2, 3, 16), seed, slab_offset=offset)
+        starts |= {start for start in range(last + 1) if torch.equal(joined, plain_slabs(scaled, start, offset))}
+    assert starts == set(range(last + 1))
 
 
 @pytest.mark.parametrize("slab_offset", [None, 2])
 def test_samples_have_their_size_and_all_channels(slab_offset):
-    sample = seeded(0, (4, 5, 8), slab_offset=slab_offset)({"image": random_scan(3, 9, 3, 11)})["image"]
+    sample = build_spatial(random_scan(3, 9, 3, 11), (4, 5, 8), 0, slab_offset=slab_offset)
     assert sample.shape == (3, 4, 5, 8)
 
 
@@ -156,18 +145,21 @@ def test_samples_have_their_size_and_all_channels(slab_offset):
 def test_slabs_that_do_not_fit_are_refused_with_the_numbers(slices, offset, start, thickness):
     message = f"slab_offset {offset} and slab_start .* not fit: 4 slabs of {thickness} slices must lie within {slices}"
     with pytest.raises(ValueError, match=message):
-        SpatialSequenced("image", (8, 8, slices), slab_offset=offset, slab_start=start)
+        Spatial((8, 8, slices), None, slab_offset=offset, slab_start=start)
 
 
-def test_slices_that_four_slabs_cannot_divide_are_refused():
-    with pytest.raises(ValueError, match="its 18 slices cannot be divided into 4 slabs"):
-        SpatialSequenced("image", (8, 8, 18), slab_offset=1)
+def test_slices_that_four_parts_cannot_divide_are_refused():
+    with pytest.raises(ValueError, match="its 18 slices cannot be divided into 4 parts"):
+        Spatial((8, 8, 18), None, slab_offset=1)
 
 
 def test_the_first_slab_starts_within_the_given_range():
-    crop = numbered(1, 2, 3, 16)
-    transform = seeded(0, (2, 3, 16), slab_offset=1, slab_start=(2, 4))
-    assert {int(transform.join_slabs(crop)[0, 0, 0, 0]) for _ in range(60)} == {2, 3, 4}
+    scan, options = random_scan(1, 2, 3, 16), {"slab_offset": 1, "slab_start": (2, 4)}
+    scaled = build_spatial(scan, (2, 3, 16), 0)
+    samples = [build_spatial(scan, (2, 3, 16), seed, **options) for seed in range(60)]
+    starts = [start for sample in samples for start in range(10) if torch.equal(sample, plain_slabs(scaled, start, 1))]
+    assert set(starts) == {2, 3, 4}
+    assert len(starts) == 60
 
 
 @pytest.mark.parametrize(
@@ -179,7 +171,7 @@ def test_the_first_slab_starts_within_the_given_range():
     ],
 )  # fmt: skip
 def test_copied_patches_are_those_that_equal_an_earlier_one_of_a_built_sample(size, patch, offset):
-    sample = seeded(0, size, slab_offset=offset)({"image": random_scan(1, *size)})["image"][0].numpy()
+    sample = build_spatial(random_scan(1, *size), size, 0, slab_offset=offset)[0].numpy()
     earlier, expected = [], []
     for x in range(0, size[0], patch[0]):
         for y in range(0, size[1], patch[1]):
@@ -187,11 +179,11 @@ def test_copied_patches_are_those_that_equal_an_earlier_one_of_a_built_sample(si
                 pixels = sample[x : x + patch[0], y : y + patch[1], z : z + patch[2]]
                 expected.append(any(np.array_equal(pixels, other) for other in earlier))
                 earlier.append(pixels)
-    assert copied_patches(size, patch, offset).tolist() == expected
+    assert Spatial(size, None, offset).copied_patches(patch).tolist() == expected
 
 
 def test_a_quarter_of_the_published_samples_patches_are_copies():
-    assert copied_patches((128, 128, 128), (16, 16, 16), 8).float().mean() == 0.25
+    assert Spatial((128, 128, 128), None, 8).copied_patches((16, 16, 16)).float().mean() == 0.25
 
 
 # Contrast
@@ -213,8 +205,7 @@ def test_a_contrast_sequence_is_one_window_of_each_modality_scaled_by_itself_and
     modalities = [random_scan(1, 7, 8, 9) * factor + 100 * factor for factor in (1, 5, 0.1, 20)]
     starts = set()
     for seed in range(30):
-        transform = ContrastSequenced("image", (4, 5, 12)).set_random_state(seed=seed)
-        sample = transform({"image": modalities})["image"]
+        sample = Contrast((4, 5, 12), None, "abcd").build(modalities, [], np.random.RandomState(seed))
         assert sample.shape == (1, 4, 5, 12)
         state = np.random.RandomState(seed)
         start = tuple(state.randint(length - size + 1) for length, size in zip((7, 8, 9), (4, 5, 3), strict=True))
@@ -227,7 +218,7 @@ def test_a_contrast_sequence_is_one_window_of_each_modality_scaled_by_itself_and
 @pytest.mark.parametrize("shapes", [[(1, 6, 6, 6)] * 3, [(1, 6, 6, 6)] * 3 + [(1, 6, 6, 7)]], ids=["three", "grids"])
 def test_modalities_that_do_not_fit_are_refused(shapes):
     with pytest.raises(ValueError, match="needs 4 modalities on one grid"):
-        ContrastSequenced("image", (4, 4, 8))({"image": [random_scan(*shape) for shape in shapes]})
+        Contrast((4, 4, 8), None, "abcd").build([random_scan(*shape) for shape in shapes], [], STATE)
 
 
 # Semantic
@@ -237,14 +228,14 @@ def test_a_semantic_sequence_is_a_crop_around_each_centre_scaled_by_itself_and_j
     lesions = [random_scan(1, 12, 11, 10 + i) * (i + 1) for i in range(4)]
     centres = [(6, 5, 5), (5.4, 6.4, 2.2), (0, 20, 5), (11, 0, 12)]  # the last two would leave their scans
     starts = [(4, 3, 4), (3, 4, 1), (0, 6, 4), (7, 0, 10)]
-    sample = SemanticSequenced("image", (5, 5, 12))({"image": lesions, "centre": centres})["image"]
+    sample = Semantic((5, 5, 12), None).build(lesions, centres, STATE)
     expected = [plain_part(scan, start, (5, 5, 3)) for scan, start in zip(lesions, starts, strict=True)]
     np.testing.assert_allclose(sample[0], np.concatenate(expected, axis=2), atol=1e-4)
 
 
 def test_a_scan_thinner_than_the_crop_is_taken_whole_and_resized():
     lesions = [random_scan(1, 3, 9, 2)] * 4
-    sample = SemanticSequenced("image", (6, 6, 16))({"image": lesions, "centre": [(1, 4, 1)] * 4})["image"]
+    sample = Semantic((6, 6, 16), None).build(lesions, [(1, 4, 1)] * 4, STATE)
     assert sample.shape == (1, 6, 6, 16)
     whole = interpolate(lesions[0][None, :, :, 2:8], (6, 6, 4), mode="trilinear")[0].numpy()
     low, high = np.percentile(whole, [1, 99.9])
@@ -253,32 +244,43 @@ def test_a_scan_thinner_than_the_crop_is_taken_whole_and_resized():
 
 def test_three_lesions_are_refused():
     with pytest.raises(ValueError, match="needs 4 scans and centres, not 3 and 3"):
-        SemanticSequenced("image", (4, 4, 8))({"image": [random_scan(1, 6, 6, 6)] * 3, "centre": [(1, 1, 1)] * 3})
+        Semantic((4, 4, 8), None).build([random_scan(1, 6, 6, 6)] * 3, [(1, 1, 1)] * 3, STATE)
 
 
 # All kinds
 
 
+def make_kinds() -> dict:
+    size = (4, 4, 8)
+    return {"spatial": Spatial(size, None), "contrast": Contrast(size, None, "abcd"), "semantic": Semantic(size, None)}
+
+
 def test_every_kind_ends_as_the_same_sample():
     scan = random_scan(1, 9, 9, 9)
     items = [
-        {"kind": "spatial", "image": scan},
-        {"kind": "contrast", "image": [scan] * 4},
+        {"kind": "spatial", "image": [scan], "centre": []},
+        {"kind": "contrast", "image": [scan] * 4, "centre": []},
         {"kind": "semantic", "image": [scan] * 4, "centre": [(4, 4, 4)] * 4},
     ]
-    transform = Sequenced("image", (4, 4, 8)).set_random_state(seed=0)
+    transform = Sequenced(make_kinds()).set_random_state(seed=0)
     for index, item in enumerate(items):
         sample = transform(item)
         assert set(sample) == {"image", "kind"}
         assert (sample["image"].shape, sample["image"].dtype) == ((1, 4, 4, 8), torch.float32)
-        assert KINDS[int(sample["kind"])] == KINDS[index] == item["kind"]
+        assert int(sample["kind"]) == index
 
 
 def test_one_state_draws_every_kind_again():
-    item = {"kind": "contrast", "image": [random_scan(1, 20, 20, 20)] * 4}
-    first, second = (Sequenced("image", (4, 4, 8)).set_random_state(seed=3)(item)["image"] for _ in range(2))
+    item = {"kind": "contrast", "image": [random_scan(1, 20, 20, 20)] * 4, "centre": []}
+    first, second, other = (Sequenced(make_kinds()).set_random_state(seed=seed)(item)["image"] for seed in (3, 3, 4))
     assert torch.equal(first, second)
-    assert not torch.equal(Sequenced("image", (4, 4, 8)).set_random_state(seed=4)(item)["image"], first)
+    assert not torch.equal(first, other)
+
+
+def test_only_published_slabs_are_parts_of_a_spatial_sequences_picture_and_only_they_repeat():
+    assert Spatial((4, 4, 16), None).part_names([]) == []
+    assert Spatial((4, 4, 16), None, 2).part_names([])[1] == "slab 1: from s + 2"
+    assert not any(kind.copied_patches((2, 2, 2)).any() for kind in make_kinds().values())
 
 
 # The prefix

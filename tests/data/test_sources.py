@@ -11,15 +11,22 @@ import pytest
 import torch
 from digar.data.datalists import split_cases
 from digar.data.phantom_studies import write_lesions, write_studies
-from digar.data.sequences import KINDS, RandPrefixd, Sequenced
-from digar.data.sources import SequenceDataset, divide, pretraining_cases, split_by_patient
+from digar.data.sequences import Contrast, RandPrefixd, Semantic, Sequenced, SequenceDataset, Spatial
+from digar.data.sequences.dataset import divide
+from digar.data.sources import left_out_cases, pretraining_cases, split_by_patient
 from digar.volumes.prepared import VolumeStore, prepare_volumes
 from monai.data import DataLoader
 from monai.transforms import Compose
 
 MODALITIES = ("t1n", "t1c", "t2w", "t2f")
+KINDS = ("spatial", "contrast", "semantic")
 EQUAL = dict.fromkeys(KINDS, 1.0)
 SIZE = (8, 8, 16)
+
+
+def make_kinds(scans: object = None, studies: object = None, lesions: object = None) -> dict:
+    kinds = Spatial(SIZE, scans), Contrast(SIZE, studies, MODALITIES), Semantic(SIZE, lesions)
+    return dict(zip(KINDS, kinds, strict=True))
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +40,7 @@ def phantoms(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def cases(phantoms, task) -> list[dict]:
-    return pretraining_cases(task, phantoms / "studies", MODALITIES, phantoms / "lesions/lesions.csv")
+    return pretraining_cases(make_kinds(task, phantoms / "studies", phantoms / "lesions/lesions.csv"))
 
 
 @pytest.fixture(scope="module")
@@ -45,8 +52,9 @@ def store(cases, tmp_path_factory) -> VolumeStore:
 def make_dataset(
     cases: list[dict], store: VolumeStore, seed: int = 0, weights: dict = EQUAL, **options: int
 ) -> SequenceDataset:
-    transform = Compose([Sequenced("image", SIZE), RandPrefixd("image", 4)])
-    return SequenceDataset(cases, store, transform, seed, weights, **options)
+    kinds = make_kinds()
+    transform = Compose([Sequenced(kinds), RandPrefixd("image", 4)])
+    return SequenceDataset(cases, kinds, store, transform, seed, weights, **options)
 
 
 # Where it comes from
@@ -58,12 +66,20 @@ def test_each_source_gives_cases_of_its_kind(cases):
 
 
 def test_a_folder_of_scans_is_enough(task):
-    assert [case["kind"] for case in pretraining_cases(task, None, MODALITIES, None)] == ["spatial"] * 5
+    assert [case["kind"] for case in pretraining_cases(make_kinds(task))] == ["spatial"] * 5
 
 
 def test_without_a_source_the_options_are_named():
     with pytest.raises(ValueError, match="pass --dataset_dir, --studies_dir or --lesion_table"):
-        pretraining_cases(None, None, MODALITIES, None)
+        pretraining_cases(make_kinds())
+
+
+def test_incomplete_studies_are_told_where_studies_are_given(phantoms, tmp_path):
+    assert left_out_cases(make_kinds(phantoms, phantoms / "studies")) == []
+    lone = tmp_path / "lone/lone-t1n.nii.gz"
+    lone.parent.mkdir()
+    lone.touch()
+    assert [folder for folder, _ in left_out_cases(make_kinds(studies=tmp_path))] == [str(lone.parent)]
 
 
 # The split
@@ -147,6 +163,13 @@ def test_by_default_an_epoch_has_as_many_samples_as_cases_and_a_kind_without_wei
     assert [dataset.case(index)["kind"] for index in range(len(dataset))] == ["spatial"] * 5
 
 
+def test_a_kind_that_no_weight_is_given_for_is_left_out_with_a_word(cases, store, caplog):
+    with caplog.at_level(logging.WARNING):
+        make_dataset(cases, store, weights={"spatial": 1, "semantic": 0})
+    assert "contrast sequences are left out: kind_weights names no weight for them" in caplog.text
+    assert "semantic sequences" not in caplog.text
+
+
 @pytest.mark.parametrize("samples_per_epoch", [None, 2, 12])
 def test_over_the_epochs_every_scan_is_drawn_equally_often(samples_per_epoch, cases, store):
     dataset = make_dataset(cases, store, weights={"spatial": 1}, samples_per_epoch=samples_per_epoch)
@@ -182,7 +205,7 @@ def test_a_semantic_sample_joins_four_lesions_of_one_class_the_first_its_own(cas
 
 
 def test_a_lesions_centre_is_found_in_the_prepared_scan(phantoms, tmp_path):
-    cases = pretraining_cases(None, None, MODALITIES, phantoms / "lesions/lesions.csv")
+    cases = pretraining_cases(make_kinds(lesions=phantoms / "lesions/lesions.csv"))
     store = prepare_volumes(cases, (2, 2, 2), str(tmp_path / "cache"), 1, str(tmp_path / "report.csv"), 0.0, 2)
     landmarks = [case for case in cases if case["type"] == "4"]  # the brightest organ
     dataset = make_dataset(landmarks, store, weights={"semantic": 1})
@@ -198,7 +221,7 @@ def test_classes_too_small_for_a_sequence_are_left_out_with_a_word(cases, store,
     with caplog.at_level(logging.WARNING):
         dataset = make_dataset(lesions["1"][:3] + lesions["2"][:4], store)
     assert [dataset.case(index)["type"] for index in range(len(dataset))] == ["2"] * 4
-    assert "lesions of type 1 are left out: 3, and a sequence joins 4" in caplog.text
+    assert "semantic cases of type 1 are left out: 3, and a sequence joins 4" in caplog.text
 
 
 def test_cases_with_a_scan_that_could_not_be_prepared_are_left_out(cases, store):

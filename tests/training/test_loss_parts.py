@@ -4,13 +4,14 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from digar.data.sequences import KINDS, prepare_next_patch
+from digar.data.sequences import Contrast, Semantic, Spatial, prepare_next_patch
 from digar.training.loss_parts import LossParts
 from digar.training.losses import NextPatchLoss, next_patch_target, pooled_loss_metric
 from monai.engines import SupervisedEvaluator
 from torch import nn
 
 SIZE, PATCH, N = (4, 4, 16), (2, 2, 2), 2 * 2 * 8
+KINDS = ("spatial", "contrast", "semantic")
 ORDERS = pytest.mark.parametrize("token_order", ["raster", "volume"])
 
 
@@ -19,6 +20,11 @@ class Zeros(nn.Module):
 
     def forward(self, image, prefix):
         return torch.zeros(len(image), N + 2, 8)
+
+
+def make_parts(loss_function: NextPatchLoss, slab_offset: int | None) -> LossParts:
+    kinds = Spatial(SIZE, None, slab_offset), Contrast(SIZE, None, "abcd"), Semantic(SIZE, None)
+    return LossParts(loss_function, "val_loss", dict(zip(KINDS, kinds, strict=True)))
 
 
 def make_batches(kinds: list[list[int]]) -> list[dict]:
@@ -42,7 +48,7 @@ def run(batches: list[dict], token_order: str, slab_offset: int | None, times: i
         prepare_batch=prepare_next_patch,
         decollate=False,
         key_val_metric={"val_loss": pooled_loss_metric(loss_function)},
-        val_handlers=[LossParts(loss_function, "val_loss", SIZE, slab_offset)],
+        val_handlers=[make_parts(loss_function, slab_offset)],
     )
     for _ in range(times):
         evaluator.run()
@@ -53,7 +59,7 @@ def expected(batches: list[dict], token_order: str, copied_z: set[int]) -> dict[
     """By loops; ``copied_z`` are the z places (of 8) whose patches are copies in spatial samples."""
     z_places = [z for _ in range(4) for z in range(8)]
     if token_order == "volume":
-        z_places = [2 * slab + k for slab in range(4) for _ in range(4) for k in range(2)]
+        z_places = [2 * part + k for part in range(4) for _ in range(4) for k in range(2)]
     errors: dict[str, list] = {}
     for batch in batches:
         targets = next_patch_target(batch["image"], PATCH, False, token_order)
@@ -93,7 +99,7 @@ def test_an_epoch_resumed_in_its_middle_goes_on_with_what_it_had():
     batches = make_batches([[0, 1], [2, 0], [1, 1], [0, 2]])
     whole = run(batches, "raster", slab_offset=None)
     loss_function = NextPatchLoss(PATCH, norm_pixel=False)
-    parts = [LossParts(loss_function, "val_loss", SIZE, slab_offset=None) for _ in range(2)]
+    parts = [make_parts(loss_function, slab_offset=None) for _ in range(2)]
 
     def see(part: LossParts, batch: dict) -> None:
         target = batch["image"], batch["prefix"], batch["kind"]

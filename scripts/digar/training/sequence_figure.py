@@ -17,18 +17,9 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from monai.bundle import ConfigParser
 
-from digar.data.sequences import KINDS
-from digar.data.sequences.crops import NUM_SLABS
-from digar.data.sources import SequenceDataset
+from digar.data.sequences import SequenceDataset
 from digar.training.losses import patch_order
 from digar.volumes.pictures import save_figure
-from digar.volumes.search import case_name
-
-DESCRIPTIONS = {
-    "spatial": "one crop of one scan",
-    "contrast": "the same crop in four contrasts, joined along z",
-    "semantic": "crops around four lesions or structures of one class, joined along z",
-}
 
 
 def draw_sequence(
@@ -49,7 +40,7 @@ def draw_sequence(
         patch_size: patch in voxels.
         token_order: see :class:`digar.networks.Backbone`.
         title: of the picture.
-        part_names: of the four parts along z, or none.
+        part_names: of the parts along z, or none.
     """
     (x, y, z), (p, q, r) = image.shape, patch_size
     grid = x // p, y // q, z // r
@@ -63,7 +54,7 @@ def draw_sequence(
         ax.set_axis_off()
     for part, name in enumerate(part_names):
         colour = matplotlib.colormaps["tab10"](part)
-        width = z / NUM_SLABS
+        width = z / len(part_names)
         parts.add_patch(Rectangle((part * width, 0), width, x, fill=False, edgecolor=colour, linewidth=3))
         parts.text((part + 0.5) * width, -0.02 * x, name, color=colour, ha="center", va="bottom", fontsize=7)
     last = place.max()
@@ -104,7 +95,7 @@ def find_sample(dataset: SequenceDataset, kind: str, index: int) -> int:
 def _main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config_file", default="configs/pretrain.yaml")
-    parser.add_argument("--kind", choices=KINDS, default="spatial")
+    parser.add_argument("--kind", default="spatial", help="one of the config's kinds (default: %(default)s)")
     parser.add_argument("--index", type=int, default=0, help="which sample of this kind (default: %(default)s)")
     parser.add_argument("--output", type=Path, required=True, help="the PNG to write")
     options, rest = parser.parse_known_args()
@@ -114,17 +105,12 @@ def _main() -> None:
             raise ValueError(f"option {name} is no id of {options.config_file}")
         config[name[2:]] = yaml.safe_load(value)
     dataset = config.get_parsed_content("train#dataset")
+    if options.kind not in dataset.kinds:
+        raise ValueError(f"there are no {options.kind} sequences in {options.config_file}: {', '.join(dataset.kinds)}")
+    kind = dataset.kinds[options.kind]
     place = find_sample(dataset, options.kind, options.index)
     sample = dataset[place]
-    slabs = config.get_parsed_content("slab_offset")
-    published = options.kind == "spatial" and slabs is not None
-    names: Sequence[str] = ()
-    if options.kind == "contrast":
-        names = config.get_parsed_content("modalities")
-    elif options.kind == "semantic":
-        names = [case_name(part["image"]) for part in dataset.draw(place)[1]]
-    elif published:
-        names = [f"slab {part}: from s + {part * slabs}" for part in range(NUM_SLABS)]
+    _, joined, _ = dataset.draw(place)
     patch_size = np.broadcast_to(config.get_parsed_content("patch_size"), 3).tolist()
     draw_sequence(
         options.output,
@@ -132,8 +118,8 @@ def _main() -> None:
         int(sample["prefix"]),
         patch_size,
         config.get_parsed_content("token_order"),
-        f"{options.kind}: {DESCRIPTIONS[options.kind]}" + (", as four published slabs" if published else ""),
-        names,
+        f"{options.kind}: {kind.description}",
+        kind.part_names(joined),
     )
     print(options.output)
 

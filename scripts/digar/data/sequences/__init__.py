@@ -1,18 +1,19 @@
-"""Samples for next-patch pretraining, built on the fly from prepared scans: three kinds that end alike."""
+"""Samples for next-patch pretraining, built on the fly from prepared scans: several kinds that end alike."""
 
-from digar.data.sequences.building import KINDS, Sequenced
-from digar.data.sequences.contrast import ContrastSequenced
+from digar.data.sequences.contrast import Contrast
+from digar.data.sequences.dataset import SequenceDataset
+from digar.data.sequences.kind import Sequenced, SequenceKind
 from digar.data.sequences.prefix import RandPrefixd, prepare_next_patch
-from digar.data.sequences.semantic import SemanticSequenced
-from digar.data.sequences.spatial import SpatialSequenced, copied_patches
+from digar.data.sequences.semantic import Semantic
+from digar.data.sequences.spatial import Spatial
 
 __all__ = [
-    "KINDS",
-    "ContrastSequenced",
+    "Contrast",
     "RandPrefixd",
-    "SemanticSequenced",
+    "Semantic",
+    "SequenceDataset",
+    "SequenceKind",
     "Sequenced",
-    "SpatialSequenced",
-    "copied_patches",
+    "Spatial",
     "prepare_next_patch",
 ]

@@ -8,8 +8,9 @@ from monai.transforms import Resize
 
 from digar.volumes.intensities import scale_by_percentiles
 
-NUM_SLABS = 4  # parts of a sample that are joined along z
+NUM_PARTS = 4  # of a sample that are joined along z
 
+Scan = np.ndarray | torch.Tensor  # (C, X, Y, Z)
 Window = tuple[slice, ...]
 
 
@@ -34,16 +35,16 @@ def centred_window(shape: Sequence[int], size: Sequence[int], centre: Sequence[f
     return tuple(slice(start, start + n) for start, n in zip(starts, size, strict=True))
 
 
-def slab_size(sample_size: Sequence[int]) -> tuple[int, int, int]:
+def part_size(sample_size: Sequence[int]) -> tuple[int, int, int]:
     """A quarter of the sample along z, in voxels.
 
     Raises:
         ValueError: its slices are no multiple of 4.
     """
     x, y, z = sample_size
-    if z % NUM_SLABS:
-        raise ValueError(f"sample_size {tuple(sample_size)}: its {z} slices cannot be divided into {NUM_SLABS} slabs")
-    return x, y, z // NUM_SLABS
+    if z % NUM_PARTS:
+        raise ValueError(f"sample_size {tuple(sample_size)}: its {z} slices cannot be divided into {NUM_PARTS} parts")
+    return x, y, z // NUM_PARTS
 
 
 class CropReader:
@@ -56,7 +57,7 @@ class CropReader:
         self.size = tuple(int(n) for n in size)
         self.resize = Resize(self.size, mode="trilinear")
 
-    def read(self, scan: np.ndarray | torch.Tensor, window: Window) -> np.ndarray:
+    def read(self, scan: Scan, window: Window) -> np.ndarray:
         """The window ``(C, *size)``, in the scan's own numbers; only this part of a memory-mapped scan is read."""
         part = scan[(slice(None), *window)]
         crop = part.numpy() if isinstance(part, torch.Tensor) else part
@@ -65,5 +66,5 @@ class CropReader:
             return crop
         return self.resize(torch.from_numpy(crop.astype(np.float32))).numpy()
 
-    def __call__(self, scan: np.ndarray | torch.Tensor, window: Window) -> torch.Tensor:
+    def __call__(self, scan: Scan, window: Window) -> torch.Tensor:
         return scale_by_percentiles(self.read(scan, window))

@@ -1,45 +1,54 @@
 """Semantic sequences: crops around four lesions (or structures) of one class (AR-SSL4M section 3)."""
 
-from collections.abc import Hashable, Mapping, Sequence
-from typing import Any
+from collections.abc import Hashable, Sequence
+from pathlib import Path
 
+import numpy as np
 import torch
-from monai.config import KeysCollection
-from monai.transforms import MapTransform
 
-from digar.data.sequences.crops import NUM_SLABS, CropReader, centred_window, slab_size
+from digar.data.datalists import Case
+from digar.data.lesions import lesion_cases
+from digar.data.sequences.crops import NUM_PARTS, CropReader, Scan, centred_window, part_size
+from digar.data.sequences.kind import SequenceKind
+from digar.volumes.search import case_name
 
 
-class SemanticSequenced(MapTransform):
+class Semantic(SequenceKind):
     """Four crops, each a quarter of the sample's slices thick and around a centre of its own, joined along z.
 
     Each part is scaled by its own 1 and 99.9 percentiles to 0..1. A crop that would leave its scan is moved inside; an
     axis shorter than the crop is taken whole and resized.
 
     Args:
-        keys: the scans, a list of four ``(C, X, Y, Z)``.
         sample_size: the sample in voxels; its slices must be a multiple of 4.
-        centre_key: four centres in voxels of their scans.
+        source: the table of lesions, see :func:`digar.data.lesions.lesion_cases`; None leaves the kind out.
     """
 
-    def __init__(self, keys: KeysCollection, sample_size: Sequence[int], centre_key: str = "centre") -> None:
-        super().__init__(keys)
-        self.reader = CropReader(slab_size(sample_size))
-        self.centre_key = centre_key
+    option = "lesion_table"
+    description = "crops around four lesions or structures of one class, joined along z"
+    joins = NUM_PARTS
 
-    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+    def __init__(self, sample_size: Sequence[int], source: str | Path | None) -> None:
+        super().__init__(sample_size, source)
+        self.reader = CropReader(part_size(sample_size))
+
+    def find(self, source: str | Path) -> list[Case]:
+        return lesion_cases(source)
+
+    def group(self, case: Case) -> Hashable:
+        return case["type"]
+
+    def build(self, scans: Sequence[Scan], centres: Sequence[np.ndarray], state: np.random.RandomState) -> torch.Tensor:
         """Raises ValueError where there are not four scans with a centre each."""
-        result = dict(data)
-        centres = result[self.centre_key]
-        for key in self.key_iterator(result):
-            if not len(result[key]) == len(centres) == NUM_SLABS:
-                raise ValueError(
-                    f"a semantic sequence needs {NUM_SLABS} scans and centres, "
-                    f"not {len(result[key])} and {len(centres)}"
-                )
-            parts = [
-                self.reader(scan, centred_window(scan.shape[1:], self.reader.size, centre))
-                for scan, centre in zip(result[key], centres, strict=True)
-            ]
-            result[key] = torch.cat(parts, dim=3)
-        return result
+        if not len(scans) == len(centres) == NUM_PARTS:
+            raise ValueError(
+                f"a semantic sequence needs {NUM_PARTS} scans and centres, not {len(scans)} and {len(centres)}"
+            )
+        parts = [
+            self.reader(scan, centred_window(scan.shape[1:], self.reader.size, centre))
+            for scan, centre in zip(scans, centres, strict=True)
+        ]
+        return torch.cat(parts, dim=3)
+
+    def part_names(self, joined: Sequence[Case]) -> list[str]:
+        return [case_name(case["image"]) for case in joined]

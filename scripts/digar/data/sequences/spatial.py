@@ -1,18 +1,17 @@
 """Spatial sequences: one crop of one scan (AR-SSL4M section 3)."""
 
-from collections.abc import Hashable, Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
-from monai.config import KeysCollection
-from monai.transforms import MapTransform, Randomizable
 
-from digar.data.sequences.crops import NUM_SLABS, CropReader, random_window, slab_size
-from digar.volumes.intensities import scale_by_percentiles
+from digar.data.datalists import Case, scans
+from digar.data.sequences.crops import NUM_PARTS, CropReader, Scan, part_size, random_window
+from digar.data.sequences.kind import SequenceKind
 
 
-class SpatialSequenced(MapTransform, Randomizable):
+class Spatial(SequenceKind):
     """A random crop of one scan, each channel scaled by its own 1 and 99.9 percentiles to 0..1.
 
     An axis shorter than the sample is taken whole and resized. With ``slab_offset`` the sample is built as published:
@@ -20,8 +19,8 @@ class SpatialSequenced(MapTransform, Randomizable):
     (neighbouring slabs overlap, so part of the targets can be copied from earlier tokens); without it, it is the crop.
 
     Args:
-        keys: the scan, ``(C, X, Y, Z)``.
         sample_size: the sample in voxels.
+        source: a folder of scans or an MSD task, see :func:`digar.data.datalists.scans`; None leaves the kind out.
         slab_offset: slices between the starts of neighbouring slabs; None for a contiguous crop.
         slab_start: smallest and largest s, in slices of the crop; None for all that fit.
 
@@ -29,63 +28,62 @@ class SpatialSequenced(MapTransform, Randomizable):
         ValueError: slabs do not fit into the sample's slices.
     """
 
+    option = "dataset_dir"
+    description = "one crop of one scan"
+
     def __init__(
         self,
-        keys: KeysCollection,
         sample_size: Sequence[int],
+        source: str | Path | None,
         slab_offset: int | None = None,
         slab_start: Sequence[int] | None = None,
     ) -> None:
-        super().__init__(keys)
+        super().__init__(sample_size, source)
         self.slab_offset = slab_offset
         self.reader = CropReader(sample_size)
         if slab_offset is None:
             return
-        self.thickness = slab_size(sample_size)[2]
-        last = sample_size[2] - self.thickness - (NUM_SLABS - 1) * slab_offset
+        self.description += ", as four published slabs"
+        self.thickness = part_size(sample_size)[2]
+        last = sample_size[2] - self.thickness - (NUM_PARTS - 1) * slab_offset
         self.starts = (0, last) if slab_start is None else tuple(slab_start)
         if slab_offset < 0 or len(self.starts) != 2 or not 0 <= self.starts[0] <= self.starts[1] <= last:
             raise ValueError(
-                f"slab_offset {slab_offset} and slab_start {slab_start} do not fit: {NUM_SLABS} slabs of "
+                f"slab_offset {slab_offset} and slab_start {slab_start} do not fit: {NUM_PARTS} slabs of "
                 f"{self.thickness} slices must lie within {sample_size[2]} slices"
             )
 
-    def crop(self, scan: np.ndarray | torch.Tensor) -> torch.Tensor:
-        """``(C, X, Y, Z)`` to a random crop ``(C, *sample_size)``, in the scan's own numbers."""
-        return torch.from_numpy(self.reader.read(scan, random_window(scan.shape[1:], self.reader.size, self.R)))
+    def find(self, source: str | Path) -> list[Case]:
+        return scans(source)
 
-    def join_slabs(self, crop: torch.Tensor) -> torch.Tensor:
-        """Four overlapping slabs of the crop, joined along z; the same size as the crop."""
-        first, last = self.starts
-        start = self.R.randint(first, last + 1)
-        starts = [start + i * self.slab_offset for i in range(NUM_SLABS)]
+    def build(self, scans: Sequence[Scan], centres: Sequence[np.ndarray], state: np.random.RandomState) -> torch.Tensor:
+        (scan,) = scans
+        crop = self.reader(scan, random_window(scan.shape[1:], self.reader.size, state))
+        if self.slab_offset is None:
+            return crop
+        start = state.randint(self.starts[0], self.starts[1] + 1)
+        starts = [start + i * self.slab_offset for i in range(NUM_PARTS)]
         return torch.cat([crop[..., s : s + self.thickness] for s in starts], dim=3)
 
-    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        result = dict(data)
-        for key in self.key_iterator(result):
-            sample = scale_by_percentiles(self.crop(result[key]).numpy())
-            result[key] = sample if self.slab_offset is None else self.join_slabs(sample)
-        return result
+    def part_names(self, joined: Sequence[Case]) -> list[str]:
+        if self.slab_offset is None:
+            return []
+        return [f"slab {part}: from s + {part * self.slab_offset}" for part in range(NUM_PARTS)]
 
+    def copied_patches(self, patch_size: Sequence[int]) -> torch.Tensor:
+        """Patch k of slab i begins ``i * offset + k * depth`` slices after s.
 
-def copied_patches(sample_size: Sequence[int], patch_size: Sequence[int], slab_offset: int | None) -> torch.Tensor:
-    """Which patches of a spatial sample equal a patch of an earlier slab, by construction: they can be copied.
-
-    Patch k of slab i begins ``i * offset + k * depth`` slices after s. Two that begin alike at the same (x, y) are the
-    same voxels, and the one in the later slab comes later in either token order.
-
-    Returns:
-        ``(N,)`` bool in raster order (last axis fastest).
-    """
-    t, h, w = (n // p for n, p in zip(sample_size, patch_size, strict=True))
-    copied = torch.zeros(w, dtype=torch.bool)
-    depth, thickness = patch_size[2], sample_size[2] // NUM_SLABS
-    if slab_offset is not None and thickness % depth == 0:  # else patches lie across two slabs: none repeats whole
-        seen: set[int] = set()
-        for index in range(w):
-            slab, patch = divmod(index, thickness // depth)
-            begin = slab * slab_offset + patch * depth
-            copied[index] = begin in seen
-            seen.add(begin)
-    return copied.expand(t, h, w).flatten()
+        Two that begin alike at the same (x, y) are the same voxels, and the one in the later slab comes later in either
+        token order.
+        """
+        t, h, w = (n // p for n, p in zip(self.sample_size, patch_size, strict=True))
+        copied = torch.zeros(w, dtype=torch.bool)
+        depth = patch_size[2]
+        if self.slab_offset is not None and self.thickness % depth == 0:  # else patches lie across two slabs
+            seen: set[int] = set()
+            for index in range(w):
+                slab, patch = divmod(index, self.thickness // depth)
+                begin = slab * self.slab_offset + patch * depth
+                copied[index] = begin in seen
+                seen.add(begin)
+        return copied.expand(t, h, w).flatten()
