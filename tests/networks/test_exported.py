@@ -97,6 +97,20 @@ def test_a_damaged_export_is_refused_with_its_name(name: str, tmp_path: Path) ->
         load_exported(tmp_path / name)
 
 
+def test_a_torchscript_file_with_flipped_bytes_or_a_weight_that_is_no_number_is_refused(tmp_path: Path) -> None:
+    network = torch.nn.Linear(8, 8)
+    torch.jit.script(network).save(str(tmp_path / "whole.TS"))
+    assert torch.equal(load_exported(tmp_path / "whole.TS").weight, network.weight)
+    content = (tmp_path / "whole.TS").read_bytes()
+    (tmp_path / "model.ts").write_bytes(content.replace(network.weight.detach().numpy().tobytes(), bytes(256)))
+    with pytest.raises(ValueError, match=r"model.ts is damaged \(a checksum"):
+        load_exported(tmp_path / "model.ts")
+    network.bias.data[0] = torch.nan
+    torch.jit.script(network).save(str(tmp_path / "model.ts"))
+    with pytest.raises(ValueError, match=r"model.ts holds NaN or infinite weights \(bias\)"):
+        load_exported(tmp_path / "model.ts")
+
+
 def test_a_missing_export_is_refused_with_its_path(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="there is no exported network at .*model.ts"):
         load_exported(tmp_path / "model.ts")

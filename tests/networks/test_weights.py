@@ -1,8 +1,10 @@
 """Weights go into a network whole or not at all: published ones, this bundle's, and files that are something else."""
 
 import gzip
+import io
 import json
 import logging
+import math
 import os
 import pickle
 from collections.abc import Callable
@@ -15,6 +17,7 @@ from digar.networks.weights import (
     convert_published,
     count_parameters,
     is_published,
+    is_whole,
     load_pretrained,
     load_weights,
     read_checkpoint,
@@ -330,6 +333,60 @@ def test_a_whole_pickled_network_is_refused(tmp_path):
 
 
 # Starting from pretrained weights
+
+
+# Damaged files
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """A file of the weights of a network."""
+    path = tmp_path_factory.mktemp("whole") / "weights.pt"
+    torch.manual_seed(0)
+    torch.save(segmentation().state_dict(), path)
+    assert is_whole(path)
+    return path.read_bytes()
+
+
+def test_a_file_cut_short_anywhere_is_not_whole(whole, tmp_path):
+    for length in range(0, len(whole), 997):
+        (tmp_path / "weights.pt").write_bytes(whole[:length])
+        assert not is_whole(tmp_path / "weights.pt"), length
+
+
+@pytest.mark.parametrize("content", [b"", b"no archive at all", bytes(4096)])
+def test_junk_is_not_whole(content, tmp_path):
+    (tmp_path / "weights.pt").write_bytes(content)
+    assert not is_whole(tmp_path / "weights.pt")
+
+
+@pytest.mark.parametrize("load", [load_weights, load_pretrained])
+def test_weights_with_flipped_bytes_are_refused_that_torch_would_load_silently(load, whole, tmp_path):
+    start = whole.index(torch.load(io.BytesIO(whole), weights_only=True)["backbone.blocks.0.mlp.0.weight"].numpy())
+    damaged = tmp_path / "weights.pt"
+    damaged.write_bytes(
+        whole[:start] + bytes(byte ^ 0x11 for byte in whole[start : start + 400]) + whole[start + 400 :]
+    )
+    assert set(torch.load(damaged, weights_only=True)) == set(segmentation().state_dict())
+    network = segmentation()
+    before = copied(network)
+    with pytest.raises(ValueError, match=r"weights.pt is damaged \(a checksum in it does not fit\): copy it again"):
+        load(network, damaged)
+    assert_same_weights(network.state_dict(), before)
+
+
+@pytest.mark.parametrize("load", [load_weights, load_pretrained])
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_weight_that_is_no_number_is_refused_by_name(value, load, tmp_path):
+    weights = copied(segmentation())
+    weights["backbone.blocks.1.mlp.0.bias"][3] = value
+    network = segmentation()
+    before = copied(network)
+    with pytest.raises(
+        ValueError, match=r"holds NaN or infinite weights \(\S*blocks.1.mlp.0.bias\): take another file"
+    ):
+        load(network, saved(weights, tmp_path))
+    assert_same_weights(network.state_dict(), before)
 
 
 def test_the_backbone_starts_from_pretraining_and_the_head_anew(tmp_path, caplog):

@@ -1,6 +1,5 @@
 """Files are whole or not there, and the best weights are never lost."""
 
-import io
 import operator
 import os
 import subprocess
@@ -11,7 +10,7 @@ from typing import BinaryIO
 
 import pytest
 import torch
-from digar.training.checkpoints import BestWeights, is_whole, keep_former, save_atomically
+from digar.training.checkpoints import BestWeights, keep_former, save_atomically
 from ignite.engine import Engine, Events
 from torch import nn
 
@@ -73,37 +72,6 @@ def test_an_error_that_is_not_the_systems_is_left_as_it_is(tmp_path):
     with pytest.raises(AttributeError, match="pickle"):
         save_atomically({"a": lambda: None}, tmp_path / "weights.pt")
     assert list(tmp_path.iterdir()) == []
-
-
-# is_whole
-
-
-@pytest.fixture(scope="module")
-def saved(tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    path = tmp_path_factory.mktemp("whole") / "weights.pt"
-    save_atomically({"network": {"weight": torch.randn(500)}, "trainer": {"iteration": 3}}, path)
-    assert is_whole(path)
-    return path.read_bytes()
-
-
-def test_a_file_cut_short_anywhere_is_not_whole(saved, tmp_path):
-    for length in range(0, len(saved), 41):
-        (tmp_path / "weights.pt").write_bytes(saved[:length])
-        assert not is_whole(tmp_path / "weights.pt"), length
-
-
-def test_a_wrong_block_is_found_that_torch_would_load_silently(saved, tmp_path):
-    start = saved.index(torch.load(io.BytesIO(saved), weights_only=True)["network"]["weight"].numpy().tobytes())
-    damaged = saved[:start] + bytes(512) + saved[start + 512 :]
-    (tmp_path / "weights.pt").write_bytes(damaged)
-    assert torch.load(tmp_path / "weights.pt", weights_only=True)["network"]["weight"][0] == 0
-    assert not is_whole(tmp_path / "weights.pt")
-
-
-@pytest.mark.parametrize("content", [b"", b"no archive at all", bytes(4096)])
-def test_junk_is_not_whole(content, tmp_path):
-    (tmp_path / "weights.pt").write_bytes(content)
-    assert not is_whole(tmp_path / "weights.pt")
 
 
 # keep_former

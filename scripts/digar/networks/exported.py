@@ -5,6 +5,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from digar.networks.weights import refuse_damaged, refuse_nonfinite
+
 PROVIDERS = ("CUDAExecutionProvider", "CPUExecutionProvider")  # of onnxruntime, in order of preference
 
 
@@ -14,21 +16,24 @@ def load_exported(path: str | Path) -> nn.Module:
     Raises:
         FileNotFoundError: there is no such file.
         ImportError: an ONNX file, and onnxruntime is not installed.
-        ValueError: another ending, or a file that is not what its ending says.
+        ValueError: another ending, a file that is damaged or not what its ending says, or non-finite weights.
     """
     file = Path(path)
-    if file.suffix not in (".ts", ".onnx"):
+    if file.suffix.lower() not in (".ts", ".onnx"):
         raise ValueError(f"{file} is no exported network: its name must end in .ts (TorchScript) or .onnx")
     if not file.is_file():
         raise FileNotFoundError(
             f"there is no exported network at {file}: docs/export.md has the command that writes it"
         )
-    if file.suffix == ".onnx":
+    if file.suffix.lower() == ".onnx":
         return OnnxNetwork(file)
+    refuse_damaged(file)
     try:
-        return torch.jit.load(file, map_location="cpu")
+        network = torch.jit.load(file, map_location="cpu")
     except RuntimeError as error:
         raise ValueError(f"{file} cannot be read as TorchScript: export it again ({error})") from error
+    refuse_nonfinite(network.state_dict(), file)
+    return network
 
 
 class OnnxNetwork(nn.Module):

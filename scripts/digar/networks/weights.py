@@ -4,6 +4,7 @@ import logging
 import math
 import re
 import struct
+import zipfile
 from pathlib import Path
 from pickle import UnpicklingError
 
@@ -37,10 +38,11 @@ def read_checkpoint(path: str | Path) -> Weights:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is not a checkpoint of weights.
+        ValueError: the file is damaged, or not a checkpoint of weights.
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"there are no weights at {path}: train first, or name an existing file")
+    refuse_damaged(path)
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except UnpicklingError as error:  # its own text says how to switch the safety off; no one should
@@ -54,6 +56,31 @@ def read_checkpoint(path: str | Path) -> Weights:
     if not named or not content:
         raise ValueError(f"{path} holds no state dict of tensors")
     return {WRAPPER_PREFIXES.sub("", name): tensor for name, tensor in content.items()}
+
+
+def is_whole(path: str | Path) -> bool:
+    """Whether every byte of a file of ``torch.save`` is what was written, by the checksums in it.
+
+    ``torch.load`` does not look at them: a file cut short is an error of many kinds, one with a wrong block is loaded.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return archive.testzip() is None
+    except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError, ValueError):
+        return False
+
+
+def refuse_damaged(path: str | Path) -> None:
+    """Raise a ValueError for an archive of PyTorch whose checksums do not fit; other formats have none."""
+    if zipfile.is_zipfile(path) and not is_whole(path):
+        raise ValueError(f"{path} is damaged (a checksum in it does not fit): copy it again, or take another file")
+
+
+def refuse_nonfinite(weights: Weights, path: str | Path) -> None:
+    """Raise a ValueError that names the weights which hold NaN or infinite values."""
+    broken = [name for name, t in weights.items() if t.is_floating_point() and not t.isfinite().all()]
+    if broken:
+        raise ValueError(f"{path} holds NaN or infinite weights ({', '.join(broken)}): take another file")
 
 
 def is_published(weights: Weights) -> bool:
@@ -117,7 +144,7 @@ def load_weights(network: nn.Module, path: str | Path) -> nn.Module:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: names the missing, unexpected and wrongly shaped weights; the network is then unchanged.
+        ValueError: names the missing, unexpected, wrongly shaped and non-finite weights; the network is then unchanged.
     """
     weights = read_checkpoint(path)
     if is_published(weights):
@@ -127,6 +154,7 @@ def load_weights(network: nn.Module, path: str | Path) -> nn.Module:
             notes.append("the end token is left out: this network has none")
         logger.info("%s is a published checkpoint: %s", path, "; ".join(notes))
     _refuse_misfits(network.state_dict(), weights, path)
+    refuse_nonfinite(weights, path)
     network.load_state_dict(weights)
     return network
 
@@ -144,7 +172,7 @@ def load_pretrained(network: nn.Module, path: str | Path | None, inherit_gate: b
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: names the backbone's missing, unexpected and wrongly shaped weights.
+        ValueError: names the backbone's missing, unexpected, wrongly shaped and non-finite weights.
     """
     if path is None:
         logger.info("all weights start anew (no pretrained weights are given)")
@@ -169,6 +197,7 @@ def load_pretrained(network: nn.Module, path: str | Path | None, inherit_gate: b
     if "position" in given and "position" in own and given["position"].shape != own["position"].shape:
         given["position"] = _fit_position(given["position"], backbone, path)
     _refuse_misfits(own, given, path)
+    refuse_nonfinite(given, path)
     backbone.load_state_dict(given)
     heads = sum(name.startswith("head.") for name in weights)
     notes.append(f"{heads} weights of the checkpoint's head are left out, this network's head starts anew")

@@ -4,7 +4,6 @@ import logging
 import os
 import shutil
 import time
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,8 @@ from ignite.engine import Engine, Events
 from monai.engines import Evaluator
 from torch import nn
 from torch.utils.data import DataLoader
+
+from digar.networks.weights import is_whole
 
 logger = logging.getLogger(__name__)
 
@@ -45,18 +46,6 @@ def save_atomically(content: Any, path: str | Path) -> None:
         raise OSError(reason.errno, advice, str(path)) from None
     finally:
         temporary.unlink(missing_ok=True)
-
-
-def is_whole(path: str | Path) -> bool:
-    """Whether every byte of a file of ``torch.save`` is what was written, by the checksums in it.
-
-    ``torch.load`` does not look at them: a file cut short is an error of many kinds, one with a wrong block is loaded.
-    """
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return archive.testzip() is None
-    except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError, ValueError):
-        return False
 
 
 def keep_former(path: str | Path) -> Path | None:
