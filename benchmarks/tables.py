@@ -1,0 +1,55 @@
+"""The tables on the pages of results, written from the numbers beside them.
+
+    python -m benchmarks.tables            # fills every page of docs/experiments
+
+``docs/experiments/data/NAME.json`` holds the tables of the page ``docs/experiments/NAME.md``: name to ``columns`` and
+``rows``. In the page a table stands between ``<!-- table NAME -->`` and ``<!-- end -->``; what is around it is prose. A
+test holds each page against its numbers.
+"""
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+FOLDER = Path(__file__).parents[1] / "docs/experiments"
+PLACE = re.compile(r"<!-- table (\w+) -->\n.*?<!-- end -->", re.DOTALL)
+
+
+def markdown(table: Mapping[str, Any]) -> str:
+    """A table as Markdown; None is an empty cell."""
+    rows = [table["columns"], ["---"] * len(table["columns"]), *table["rows"]]
+    return "\n".join("| " + " | ".join("" if cell is None else str(cell) for cell in row) + " |" for row in rows)
+
+
+def filled(page: str, tables: Mapping[str, Any]) -> str:
+    """The text of a page with its tables written anew.
+
+    Raises:
+        ValueError: the page and the numbers do not name the same tables.
+    """
+    named = PLACE.findall(page)
+    if sorted(named) != sorted(tables):
+        raise ValueError(f"the page has the tables {sorted(named)}, the numbers {sorted(tables)}")
+    return PLACE.sub(lambda place: f"<!-- table {place[1]} -->\n{markdown(tables[place[1]])}\n<!-- end -->", page)
+
+
+def pages() -> list[Path]:
+    """The pages that have numbers beside them."""
+    return [FOLDER / f"{file.stem}.md" for file in sorted((FOLDER / "data").glob("*.json"))]
+
+
+def numbers(page: Path) -> dict[str, Any]:
+    """The tables of a page."""
+    return json.loads((FOLDER / "data" / f"{page.stem}.json").read_text(encoding="utf-8"))
+
+
+def main() -> None:
+    for page in pages():
+        page.write_text(filled(page.read_text(encoding="utf-8"), numbers(page)), encoding="utf-8")
+        print(page.relative_to(FOLDER.parents[1]))
+
+
+if __name__ == "__main__":
+    main()
