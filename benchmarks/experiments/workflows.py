@@ -1,0 +1,234 @@
+"""One job of an experiment: the bundle's own configs with a few ids replaced, and the result as plain numbers."""
+
+import csv
+import math
+import subprocess
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from digar.data.datalists import scans
+from monai.bundle import ConfigWorkflow
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch import nn
+
+from benchmarks.experiments.patients import Case, Parts, draw_labelled, read_cases, split_patients
+from benchmarks.experiments.protocol import Job, Protocol
+from benchmarks.experiments.scores import best_rate
+from benchmarks.measure import machine_facts
+
+ROOT = Path(__file__).resolve().parents[2]
+CURVE_POINTS = 40
+KEPT_FIELDS = ("dice", "hd95_mm", "volume_ml", "true_volume_ml")  # of the evaluation's cases.csv
+
+
+def take_blocks_out(network: nn.Module) -> None:
+    """Let every transformer block hand its tokens on as they are."""
+    for block in network.backbone.blocks:
+        block.forward = lambda tokens, biases: tokens
+
+
+def build(files: Sequence[str], ids: Mapping[str, Any]) -> ConfigWorkflow:
+    """The bundle's config files with ids replaced, initialised."""
+    flow = ConfigWorkflow(
+        config_file=[str(ROOT / file) for file in files],
+        logging_file=str(ROOT / "configs/logging.conf"),
+        meta_file=str(ROOT / "configs/metadata.json"),
+        workflow_type="training",
+        bundle_root=str(ROOT),
+        **ids,
+    )
+    flow.initialize()
+    return flow
+
+
+def training_ids(
+    protocol: Protocol, job: Job, cases: Sequence[Case], parts: Parts, state: Path, data: Path
+) -> dict[str, Any]:
+    """The ids of a training: the experiment's, the arm's, its labelled patients, its rate and its seed.
+
+    Raises:
+        FileNotFoundError: the results of the arm's tuning, or its pretrained weights, are not there.
+    """
+    arm = protocol.arms[job.arm]
+    rate = job.rate if job.rate is not None else best_rate(protocol, job.arm, state)
+    steps = arm.steps or protocol.steps
+    ids = {
+        **protocol.ids,
+        **arm.ids,
+        "dataset_dir": str(data / protocol.data),
+        "num_workers": 0,
+        "learning_rate": rate,
+        "seed": 100 * job.draw + job.seed,
+        "max_epochs": f"$-(-{steps} // len(@train#dataloader))",
+        "keep_states": 1,
+        "resume": "auto",
+    }
+    if arm.pretrained:
+        ids["pretrained"] = str(state / Job("pretraining", arm.pretrained).name / "pretrained.pt")
+    labelled = draw_labelled(cases, parts.learn, job.labels, 0 if protocol.split.folds else job.draw)
+    if protocol.task == "segmentation":
+        chosen = {"train#dataset#data": files_of(cases, labelled), "validate#dataset#data": []}
+        return ids | chosen  # never validated: the last weights are scored
+    named = {"_target_": "benchmarks.experiments.workflows.named", "cases": "@cases"}
+    return ids | {
+        "training_cases": {**named, "names": [c.name for c in cases if c.patient in set(labelled)]},
+        "validation_cases": {**named, "names": [c.name for c in cases if c.patient in set(parts.tune)]},
+    }
+
+
+def files_of(cases: Sequence[Case], patients: Sequence[str]) -> list[dict[str, Any]]:
+    """The files of some patients' cases, as the configs' datasets take them."""
+    return [case.files for case in cases if case.patient in set(patients)]
+
+
+def named(cases: Sequence[dict[str, Any]], names: Sequence[str]) -> list[dict[str, Any]]:
+    """The cases of these names; for configs."""
+    wanted = set(names)
+    return [case for case in cases if case["name"] in wanted]
+
+
+def pretrain(protocol: Protocol, job: Job, cases: Sequence[Case], state: Path, data: Path) -> dict[str, Any]:
+    """Pretrain on the patients that no run scores; the loss is told on the tuning patients."""
+    plan = protocol.pretraining[job.arm]
+    folder = state / job.name
+    parts = split_patients(cases, protocol.split)
+    if plan.data:
+        found = scans(data / plan.data)
+        held_out = found[:: max(len(found) // 5, 1)]
+        learn = [case for case in found if case not in held_out]
+    else:
+        learn, held_out = (files_of(cases, patients) for patients in (parts.learn, parts.tune))
+    listed = {
+        part: [{"kind": "spatial", "image": case["image"]} for case in chosen]
+        for part, chosen in (("training", learn), ("validation", held_out))
+    }
+    ids = {
+        **plan.ids,
+        "dataset_dir": str(data / (plan.data or protocol.data)),
+        "output_dir": str(folder),
+        "weights_file": str(folder / "pretrained.pt"),
+        "cache_dir": str(state / "cache"),
+        "num_workers": 0,
+        "cases": listed["training"] + listed["validation"],
+        "training_cases": listed["training"],
+        "validation_cases": listed["validation"],
+        "max_epochs": f"$-(-{plan.steps} // len(@train#dataloader))",
+        "keep_states": 1,
+        "resume": "auto",
+    }
+    start = time.process_time()
+    flow = build(plan.config, ids)
+    flow.run()
+    flow.finalize()
+    return {
+        "settings": plan.ids,
+        "steps": plan.steps,
+        "volumes": len(learn),
+        "seconds": round(time.process_time() - start),
+        "train_loss": curve(folder / "tensorboard", "train_loss"),
+        "val_loss": curve(folder / "tensorboard", "val_loss"),
+    }
+
+
+def train_and_score(protocol: Protocol, job: Job, cases: Sequence[Case], state: Path, data: Path) -> dict[str, Any]:
+    """Train an arm; score the tuning patients (a tuning), or those that are kept for the scores (a run)."""
+    parts = split_patients(cases, protocol.split, job.draw if protocol.split.folds else 0)
+    ids = training_ids(protocol, job, cases, parts, state, data)
+    training = Job("training", job.arm, job.labels, job.draw, job.seed, ids["learning_rate"])
+    folder = state / training.name  # a tuning's, which a run with the same draw, seed and rate finds complete
+    ids |= {"output_dir": str(folder), "weights_file": str(folder / "model.pt")}
+    start = time.process_time()
+    flow = build(protocol.config, ids)
+    flow.run()
+    network = flow.parser.get_parsed_content("network_def")
+    flow.finalize()
+    seconds = time.process_time() - start
+    scored = parts.tune if job.kind == "tuning" else parts.score
+    chosen = [case for case in cases if case.patient in set(scored)]
+    result = {
+        "settings": {**protocol.ids, **protocol.arms[job.arm].ids},
+        "rate": ids["learning_rate"],
+        "pretrained": protocol.arms[job.arm].pretrained,
+        "steps": protocol.arms[job.arm].steps or protocol.steps,
+        "parameters": sum(p.numel() for p in network.parameters()),
+        "learned_from": draw_labelled(cases, parts.learn, job.labels, 0 if protocol.split.folds else job.draw),
+        "seconds": round(seconds),
+        "train_loss": curve(folder / "tensorboard", "train_loss"),
+        "scores": score(protocol, ids, chosen, folder / job.kind),
+    }
+    if protocol.identity_test and job.kind == "run" and len(network.backbone.blocks):
+        result["scores_without_blocks"] = score(protocol, ids, chosen, folder / "identity", without_blocks=True)
+    return result
+
+
+def score(
+    protocol: Protocol, ids: Mapping[str, Any], cases: Sequence[Case], folder: Path, without_blocks: bool = False
+) -> list[dict[str, Any]]:
+    """Score a trained network by the bundle's own evaluation; a row per case and label, or per case."""
+    chosen: Any = [case.files for case in cases]
+    if protocol.task == "classification":
+        chosen = {
+            "_target_": "benchmarks.experiments.workflows.named",
+            "cases": "@cases",
+            "names": [case.name for case in cases],
+        }
+    replaced = {**ids, "output_dir": str(folder), "worst_pictures": 0, "evaluated_cases": chosen}
+    flow = build([*protocol.config, *protocol.evaluate], replaced)
+    if without_blocks:
+        take_blocks_out(flow.parser.get_parsed_content("network_def"))
+    flow.run()
+    flow.finalize()
+    with (folder / "cases.csv").open(newline="", encoding="utf-8") as stream:
+        rows = list(csv.DictReader(stream))
+    patients = {case.name: case.patient for case in cases}
+    return [{"patient": patients[row["case"]], **_numbers(row)} for row in rows if row.get("label") != "mean"]
+
+
+def _numbers(row: dict[str, str]) -> dict[str, Any]:
+    """A row of ``cases.csv`` as numbers: an empty field is None, and not in the result where nothing reads it."""
+    kept: dict[str, Any] = {key: row[key] for key in ("case", "label", "class") if key in row}
+    for key, value in row.items():
+        if key in KEPT_FIELDS or key.startswith("probability "):
+            kept[key.removeprefix("probability ")] = round(float(value), 4) if value else None
+    return kept
+
+
+def curve(folder: Path, tag: str) -> list[list[float]]:
+    """A loss that a training wrote for TensorBoard: step and mean loss, in about ``CURVE_POINTS`` parts."""
+    accumulator = EventAccumulator(str(folder), size_guidance={"scalars": 0})
+    accumulator.Reload()
+    tags = accumulator.Tags()["scalars"]
+    if tag not in tags:
+        return []
+    events = {event.step: event.value for event in accumulator.Scalars(tag)}  # a resumed run may write a step twice
+    steps = np.array(sorted(events))
+    groups = np.array_split(steps, min(CURVE_POINTS, len(steps)))
+    means = [(int(group[-1]), float(np.mean([events[step] for step in group]))) for group in groups]
+    return [[step, round(loss, 5)] for step, loss in means if math.isfinite(loss)]
+
+
+def execute(protocol: Protocol, job: Job, state: Path, data: Path) -> dict[str, Any]:
+    """Do a job and tell its result, with everything that a reader needs to judge or to repeat it."""
+    torch.set_num_threads(1)
+    cases = read_cases(protocol, data)
+    work = pretrain if job.kind == "pretraining" else train_and_score
+    result = work(protocol, job, cases, state, data)
+    facts = machine_facts("cpu")
+    described = {"experiment": protocol.name, "job": job.name, "kind": job.kind, "arm": job.arm}
+    if job.kind != "pretraining":
+        described |= {"labels": job.labels, "draw": job.draw, "seed": job.seed}
+    machine = {key: facts[key] for key in ("cpu", "cpu_bf16", "threads", "python", "torch", "monai")}
+    return {**described, "commit": commit(), "machine": machine, **result}
+
+
+def commit() -> str:
+    """The commit of the code that runs, with a plus where files differ from it."""
+
+    def git(*words: str) -> str:
+        return subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
+
+    return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", "--untracked-files=no") else "")
