@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from digar.data.classified import classified_cases
-from digar.data.datalists import case_name, labelled_cases
+from digar.data.datalists import labelled_cases
+from digar.volumes.search import case_name
 
 from benchmarks.experiments.protocol import Protocol, Split
 
