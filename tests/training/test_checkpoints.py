@@ -90,15 +90,41 @@ def test_without_a_former_file_nothing_is_kept(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_former_file_is_moved_under_the_time_it_was_written(tmp_path):
+@pytest.mark.parametrize("links", [True, False])
+def test_a_former_file_is_kept_under_the_time_it_was_written_and_stands_until_it_is_replaced(
+    links, tmp_path, monkeypatch
+):
+    def refuse(*names: object) -> None:
+        raise OSError(38, "Function not implemented")
+
+    if not links:
+        monkeypatch.setattr(Path, "hardlink_to", refuse)
     kept = keep_former(write_dated(tmp_path / "model.pt", "first"))
     assert kept == tmp_path / "former/model_2025-03-09_14-05-07.pt"
+    assert (tmp_path / "model.pt").read_text() == "first"
+    save_atomically({}, tmp_path / "model.pt")
     assert kept.read_text() == "first"
-    assert not (tmp_path / "model.pt").exists()
+
+
+def test_a_former_folder_is_moved(tmp_path):
+    (tmp_path / "states").mkdir()
+    write_dated(tmp_path / "states/step_1.pt", "first")
+    kept = keep_former(tmp_path / "states")
+    assert (kept / "step_1.pt").read_text() == "first"
+    assert not (tmp_path / "states").exists()
+
+
+def test_a_file_that_is_kept_already_is_not_kept_twice(tmp_path):
+    write_dated(tmp_path / "model.pt", "first")
+    assert keep_former(tmp_path / "model.pt") == keep_former(tmp_path / "model.pt")
+    assert len(list((tmp_path / "former").iterdir())) == 1
 
 
 def test_files_of_one_second_are_numbered_and_none_is_lost(tmp_path):
-    kept = [keep_former(write_dated(tmp_path / "model.pt", content)) for content in ("first", "second", "third")]
+    kept = []
+    for content in ("first", "second", "third"):
+        kept.append(keep_former(write_dated(tmp_path / "model.pt", content)))
+        (tmp_path / "model.pt").unlink()
     assert [file.stem.removeprefix("model_2025-03-09_14-05-07") for file in kept] == ["", "_1", "_2"]
     assert [file.read_text() for file in kept] == ["first", "second", "third"]
 
@@ -152,14 +178,23 @@ def test_a_smaller_loss_is_an_improvement_where_it_should_be(tmp_path):
 
 
 @pytest.mark.parametrize("smaller_is_better", [False, True])
-def test_a_score_that_is_not_a_number_never_writes(smaller_is_better, tmp_path):
+def test_while_no_score_is_a_number_the_last_weights_are_kept_and_then_the_best(smaller_is_better, tmp_path, caplog):
     nan = float("nan")
-    marks = marks_after([nan, 0.5, nan], tmp_path, smaller_is_better=smaller_is_better)
-    assert marks == [None, 2, 2]
+    marks = marks_after([nan, nan, 0.5, nan], tmp_path, smaller_is_better=smaller_is_better)
+    assert marks == [1, 2, 3, 3]
+    assert caplog.text.count("score is undefined on the held-out cases: the last weights are kept") == 1
 
 
 def test_the_worst_possible_dice_is_still_written_first(tmp_path):
     assert marks_after([0.0], tmp_path) == [1]
+
+
+def test_a_full_disk_at_the_first_write_leaves_the_former_weights_in_their_place(tmp_path, monkeypatch):
+    write_dated(tmp_path / "model.pt", "of another run")
+    monkeypatch.setattr(torch, "save", save_half)
+    with pytest.raises(OSError, match="No space left on device"):
+        marks_after([0.5], tmp_path)
+    assert (tmp_path / "model.pt").read_text() == "of another run"
 
 
 def test_the_first_write_of_a_run_keeps_the_former_weights_and_later_ones_do_not(tmp_path):

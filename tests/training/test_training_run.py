@@ -9,6 +9,7 @@ from pathlib import Path
 import ignite.distributed as idist
 import pytest
 import torch
+from digar.volumes.locks import InUseError
 from ignite.engine import Engine, Events
 from monai.engines import IterationEvents
 
@@ -143,6 +144,51 @@ def run_flag(others, run: Tiny) -> int:
     """The other process' signal, where processes agree on signals; it never has an infinite loss."""
     agreeing = run.trainer.last_event_name == Events.ITERATION_COMPLETED
     return next(others) if agreeing else 0
+
+
+def test_a_second_training_in_the_same_folder_is_refused_and_leaves_its_files_alone(tmp_path):
+    refusals = []
+
+    def start_another(engine: Engine) -> None:
+        files = {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*.pt")}
+        with pytest.raises(InUseError) as caught:
+            make_run(tmp_path).run.start()
+        refusals.append(str(caught.value))
+        assert {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*.pt")} == files
+
+    run = make_run(tmp_path)
+    run.trainer.add_event_handler(Events.EPOCH_STARTED(once=2), start_another)
+    run.run.start()
+    assert refusals == [
+        f"output_dir {tmp_path} is in use by another run: wait until that has ended, or pass another --output_dir"
+    ]
+    make_run(tmp_path).run.start()  # the first has ended
+
+
+def test_two_trainings_to_one_weights_file_are_refused_in_different_folders_too(tmp_path):
+    first, second = make_run(tmp_path / "a"), make_run(tmp_path / "b")
+    for run in (first, second):
+        run.best_weights.weights_file = tmp_path / "model.pt"
+
+    def start_another(engine: Engine) -> None:
+        with pytest.raises(InUseError, match=f"weights_file {tmp_path}/model.pt is in use"):
+            second.run.start()
+
+    first.trainer.add_event_handler(Events.EPOCH_STARTED(once=2), start_another)
+    first.run.start()
+
+
+def test_what_a_killed_run_left_half_written_is_gone_when_the_next_begins(tmp_path):
+    half = [tmp_path / folder / f".digar-{'0' * 32}.pt" for folder in ("", "states", "pictures")]
+    for file in half:
+        file.parent.mkdir(exist_ok=True)
+        file.write_bytes(b"half")
+    (tmp_path / "states/of_someone_else.pt").write_bytes(b"other")
+    run = make_run(tmp_path, resume="auto")
+    signal_in_step(run, 1, signal.SIGTERM)
+    run.run.start()
+    assert not any(file.exists() for file in half)
+    assert (tmp_path / "states/of_someone_else.pt").exists()
 
 
 def test_in_another_thread_a_training_runs_without_touching_signals(tmp_path):

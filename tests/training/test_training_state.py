@@ -120,13 +120,6 @@ def test_the_last_states_stay_and_no_other_file(keep, expected, tmp_path):
     assert steps_of(tmp_path) == expected
 
 
-def test_what_a_kill_left_half_written_goes_with_the_next_state(tmp_path):
-    (tmp_path / "states").mkdir()
-    (tmp_path / "states/.step_0000002.pt.99.tmp").write_bytes(b"half")
-    make_run(tmp_path, resume="auto").run.start()
-    assert steps_of(tmp_path) == [8, 12]
-
-
 def test_within_an_epoch_states_are_written_when_it_is_time(tmp_path, monkeypatch):
     clock = [0.0]
     monkeypatch.setattr(checkpoints, "time", SimpleNamespace(monotonic=lambda: clock[0]))

@@ -1,7 +1,8 @@
 """Files a training writes: the best weights and the states to resume from. Nothing half-written, nothing lost."""
 
+import filecmp
 import logging
-import os
+import math
 import shutil
 import time
 from pathlib import Path
@@ -15,6 +16,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from digar.networks.weights import is_whole
+from digar.volumes.files import whole_file
 
 logger = logging.getLogger(__name__)
 
@@ -26,14 +28,9 @@ def save_atomically(content: Any, path: str | Path) -> None:
         OSError: the disk is full or the folder cannot be written; it names the file, which is then untouched.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with temporary.open("wb") as stream:
+        with whole_file(path) as temporary, temporary.open("wb") as stream:
             torch.save(content, stream)
-            stream.flush()
-            os.fsync(stream.fileno())
-        temporary.replace(path)
     except (OSError, RuntimeError) as error:
         # torch.save ends a failed write by an error of its own and hides the system's behind it
         reason = error if isinstance(error, OSError) else error.__context__
@@ -44,12 +41,14 @@ def save_atomically(content: Any, path: str | Path) -> None:
             f"cannot be written: {reason.strerror}. {free:.0f} MiB are free there; what stood there before is whole"
         )
         raise OSError(reason.errno, advice, str(path)) from None
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def keep_former(path: str | Path) -> Path | None:
-    """Move an existing file, dated, into the sub-folder ``former`` beside it; returns where it is now."""
+    """Keep an existing file or folder under its date in the sub-folder ``former`` beside it; returns that name.
+
+    A folder is moved. A file gets the name as a second one (a copy, where the disk has no links), so that it stands
+    under its own until another takes its place: at no moment are there no weights.
+    """
     path = Path(path)
     if not path.exists():
         return None
@@ -57,19 +56,29 @@ def keep_former(path: str | Path) -> Path | None:
     kept = path.parent / "former" / f"{path.stem}_{written}{path.suffix}"
     number = 1
     while kept.exists():
+        if kept.is_file() and filecmp.cmp(path, kept, shallow=False):
+            return kept  # by a run that was killed before it wrote its own
         kept = kept.with_name(f"{path.stem}_{written}_{number}{path.suffix}")
         number += 1
     kept.parent.mkdir(parents=True, exist_ok=True)
-    path.replace(kept)
-    logger.info("former weights %s are kept as %s", path, kept)
+    if path.is_dir():
+        path.replace(kept)
+    else:
+        try:
+            kept.hardlink_to(path)
+        except OSError:
+            with whole_file(kept) as temporary:
+                shutil.copy2(path, temporary)
+    logger.info("former %s is kept as %s", path, kept)
     return kept
 
 
 class BestWeights:
     """Write the network's weights, a raw state dict, whenever the validation metric improves.
 
-    The first write of a new run moves a file that is already there into ``former/``, dated; a resumed run goes on with
-    its own. Without any validation, the last weights are written when the last epoch ends.
+    The first write of a new run keeps a file that is already there in ``former/``, dated; a resumed run goes on with
+    its own. Where no validation gives a number (no held-out case holds a label), the weights of the last one are kept;
+    without any validation, those of the last epoch. Both are said in the log.
 
     Args:
         network: its weights are written.
@@ -87,6 +96,7 @@ class BestWeights:
         self.patience = patience
         self.best: float | None = None
         self.waited = 0  # validations since the best
+        self.written = False
 
     def attach(self, trainer: Engine) -> None:
         self.evaluator.add_event_handler(Events.COMPLETED, self.validated, trainer)
@@ -103,20 +113,26 @@ class BestWeights:
         return {
             "best": self.best,
             "waited": self.waited,
+            "written": self.written,
             "best_metric": float(record.best_metric),
             "best_metric_epoch": record.best_metric_epoch,
         }
 
     def load_state_dict(self, state: dict[str, float | None]) -> None:
-        self.best, self.waited = state["best"], state["waited"]
+        self.best, self.waited, self.written = state["best"], state["waited"], state["written"]
         self.evaluator.state.best_metric = state["best_metric"]
         self.evaluator.state.best_metric_epoch = state["best_metric_epoch"]
 
     def validated(self, evaluator: Evaluator, trainer: Engine) -> None:
-        """Write if the metric is better than ever; a metric that is not a number never is."""
-        score = float(evaluator.state.metrics[evaluator.state.key_metric_name])
-        if score == score and (self.best is None or evaluator.metric_cmp_fn(score, self.best)):
-            self._write(first=self.best is None)
+        """Write if the metric is better than ever, or if it has never been a number."""
+        name = evaluator.state.key_metric_name
+        score = float(evaluator.state.metrics[name])
+        if math.isnan(score) and self.best is None:
+            if not self.written:
+                logger.warning("%s is undefined on the held-out cases: the last weights are kept, not the best", name)
+            self._write()
+        if not math.isnan(score) and (self.best is None or evaluator.metric_cmp_fn(score, self.best)):
+            self._write()
             self.best, self.waited = score, 0
             return
         self.waited += 1
@@ -126,15 +142,17 @@ class BestWeights:
 
     def epoch_completed(self, trainer: Engine) -> None:
         """Write the last weights if no validation ever did."""
-        if self.best is None and trainer.state.epoch == trainer.state.max_epochs:
-            self._write(first=True)
+        if not self.written and trainer.state.epoch == trainer.state.max_epochs:
+            self._write()
+            logger.info("nothing was validated: these are the weights of the last epoch")
 
-    @idist.one_rank_only()
-    def _write(self, first: bool) -> None:
-        if first:
-            keep_former(self.weights_file)
-        save_atomically(self.network.state_dict(), self.weights_file)
-        logger.info("weights written to %s", self.weights_file)
+    def _write(self) -> None:
+        if idist.get_rank() == 0:
+            if not self.written:
+                keep_former(self.weights_file)
+            save_atomically(self.network.state_dict(), self.weights_file)
+            logger.info("weights written to %s", self.weights_file)
+        self.written = True
 
 
 class TrainingState:
@@ -210,8 +228,6 @@ class TrainingState:
         for file in others:
             if file not in earlier[: self.keep - 1]:
                 file.unlink()
-        for leftover in self.folder.glob(".step_*.tmp"):  # of a run that was killed while it wrote
-            leftover.unlink()
 
     def begin(self, resume: bool | str) -> None:
         """Go on from the last state, or begin anew.
@@ -237,7 +253,8 @@ class TrainingState:
 
     @idist.one_rank_only()
     def _set_former_apart(self, trainer: Engine) -> None:
-        keep_former(self.folder)
+        if self.files():
+            keep_former(self.folder)
 
     def _resume(self) -> None:
         file, state = self._last_readable()

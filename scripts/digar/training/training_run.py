@@ -6,7 +6,7 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -18,6 +18,8 @@ from monai.engines import Evaluator, Trainer
 
 from digar.training.checkpoints import BestWeights, TrainingState
 from digar.training.progress import TrainingProgress
+from digar.volumes.files import remove_leftovers
+from digar.volumes.locks import LOCK_NAME, InUseError, held
 
 logger = logging.getLogger(__name__)
 SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)]
@@ -69,27 +71,55 @@ class TrainingRun:
     ) -> None:
         self.trainer = trainer
         self.settings = RunSettings(**(settings or {}))
+        self.output_dir = Path(output_dir)
         self.best_weights = BestWeights(saved["network"], weights_file, evaluator, self.settings.patience)
         objects = {**saved, "trainer": trainer, "best_weights": self.best_weights}
         loader = trainer.data_loader
         self.state = TrainingState(
-            Path(output_dir) / "states", objects, loader, self.settings.keep_states, self.settings.save_minutes
+            self.output_dir / "states", objects, loader, self.settings.keep_states, self.settings.save_minutes
         )
         self.received = 0
         self.stopped_by = 0
 
     def start(self) -> None:
-        """Begin or go on; a training that is complete is left as it is."""
+        """Begin or go on; a training that is complete is left as it is.
+
+        Raises:
+            InUseError: another run writes to the same output folder or the same weights.
+        """
         for part in (self.best_weights, self.state, TrainingProgress()):
             part.attach(self.trainer)
-        self.state.begin(self.settings.resume)
-        if self.complete:
-            logger.info("the training is complete: nothing is left to do")
-            return
         self.trainer.add_event_handler(Events.ITERATION_COMPLETED, self.iteration_completed)
         self.trainer.add_event_handler(Events.EPOCH_COMPLETED, self.epoch_completed)
-        with self.listening():
-            self.trainer.run()
+        with self.alone():
+            self.state.begin(self.settings.resume)
+            if self.complete:
+                logger.info("the training is complete: nothing is left to do")
+                return
+            with self.listening():
+                self.trainer.run()
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Keep other runs from this one's files, and remove what killed ones left half-written."""
+        weights_file = self.best_weights.weights_file
+        with ExitStack() as locks:
+            refusal = ""
+            if idist.get_rank() == 0:
+                try:
+                    locks.enter_context(held(self.output_dir / LOCK_NAME, f"output_dir {self.output_dir}"))
+                    if self.output_dir.resolve() not in weights_file.resolve().parents:
+                        lock_file = weights_file.with_name(f".{weights_file.name}.lock")
+                        locks.enter_context(held(lock_file, f"weights_file {weights_file}"))
+                except InUseError as error:
+                    refusal = str(error)
+            refusal = idist.broadcast(refusal, safe_mode=True)
+            if refusal:
+                raise InUseError(refusal)
+            if idist.get_rank() == 0:
+                for folder in (self.output_dir, *self.output_dir.glob("*/"), weights_file.parent):
+                    remove_leftovers(folder)
+            yield
 
     @property
     def complete(self) -> bool:
