@@ -69,7 +69,7 @@ def compare(
         prediction, truth = load_pair(mask, label)
         spacing = [float(s) for s in nib.load(label).header.get_zooms()[:3]]
         scores += score_case(prediction, truth, spacing, tolerance_mm, case_name(label), names)
-    means = sorted((mean for mean in case_means(scores) if not np.isnan(mean.dice)), key=lambda mean: mean.dice)
+    means = sorted((mean for mean in case_means(scores) if not np.isnan(mean["dice"])), key=lambda mean: mean["dice"])
     if not means:
         raise ValueError(f"the labels in {labels} and their masks are all empty: there is nothing to score")
 
@@ -79,7 +79,7 @@ def compare(
         label, mask = files[mean.case]
         prediction, truth = load_pair(mask, label)
         image = read_volume(images / label.name)
-        title = f"{mean.case}: mean Dice {mean.dice:.3f}"
+        title = f"{mean.case}: mean Dice {mean['dice']:.3f}"
         rows.append(take_planes(title, image[0].numpy(), [truth, prediction], image.affine.numpy()))
     picture_page(output / "worst.png", rows, "the lowest Dice", dict(enumerate(names, start=1)))
     summary = write_scores(output, scores)

@@ -73,12 +73,12 @@ class SegmentationScores:
             scores = score_case(prediction, truth, spacing, self.tolerance_mm, case_name(path), self.labels)
             self.scores += scores
             (mean,) = case_means(scores)
-            kept = [dice for dice, _ in self.worst]
-            if not np.isnan(mean.dice) and (len(kept) < self.num_pictures or mean.dice < max(kept, default=-np.inf)):
-                title = f"{mean.case}: mean Dice {mean.dice:.3f}"
+            dice, kept = mean["dice"], [other for other, _ in self.worst]
+            if not np.isnan(dice) and (len(kept) < self.num_pictures or dice < max(kept, default=-np.inf)):
+                title = f"{mean.case}: mean Dice {dice:.3f}"
                 volume = read_volume(path)
                 planes = take_planes(title, volume[0].numpy(), [truth, prediction], volume.affine.numpy())
-                self.worst = worst_rows([*self.worst, (mean.dice, planes)], self.num_pictures)
+                self.worst = worst_rows([*self.worst, (dice, planes)], self.num_pictures)
 
     def write(self, evaluator: Engine) -> None:
         """Merge what the processes scored; the first one writes.
@@ -88,7 +88,7 @@ class SegmentationScores:
         """
         scores = gather(self.scores)
         worst = worst_rows(gather(self.worst), self.num_pictures)
-        means = [score.dice for score in case_means(scores) if not np.isnan(score.dice)]
+        means = [score["dice"] for score in case_means(scores) if not np.isnan(score["dice"])]
         if not means:
             raise ValueError("there is nothing to score: no case holds a label, in the truth or in the prediction")
         evaluator.state.metrics["mean_dice"] = float(np.mean(means))

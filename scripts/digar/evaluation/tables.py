@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from digar.evaluation.segmentation import METRICS, Score
+from digar.evaluation.metrics import METRICS
+from digar.evaluation.segmentation import Score
 from digar.volumes.files import write_rows
 
 MEAN = "mean"  # stands as a label for the mean over a case's labels
-LOWER_IS_BETTER = ("hd95_mm", "assd_mm")
-NEITHER = ("volume_ml", "true_volume_ml")  # no case is worst in them
+CASE_COLUMNS = ("case", "label", *METRICS, "empty")
 SUMMARY_COLUMNS = (
     *("label", "metric", "mean", "std", "median", "worst", "worst_case", "cases"),
     *("both_empty", "truth_empty", "prediction_empty"),
@@ -26,25 +26,15 @@ def defined_mean(values: Iterable[float]) -> float:
 
 
 def case_means(scores: Sequence[Score]) -> list[Score]:
-    """For each case the mean of every metric over the labels that define it; volumes are left out."""
+    """For each case the mean of every averaged metric over the labels that define it."""
     by_case: dict[str, list[Score]] = {}
     for score in scores:
         by_case.setdefault(score.case, []).append(score)
-    averaged = [metric for metric in METRICS if "volume" not in metric]
+    averaged = [name for name, metric in METRICS.items() if metric.averaged]
     return [
-        Score(case, MEAN, **{metric: defined_mean(getattr(score, metric) for score in own) for metric in averaged})
+        Score(case, MEAN, {name: defined_mean(score[name] for score in own) for name in averaged})
         for case, own in by_case.items()
     ]
-
-
-def worst_of(metric: str, scores: Sequence[Score]) -> Score:
-    """The case that is worst in a metric: the lowest overlap, the largest distance, the volume furthest off."""
-
-    def badness(score: Score) -> float:
-        value = getattr(score, metric)
-        return abs(value) if metric == "volume_error_ml" else value if metric in LOWER_IS_BETTER else -value
-
-    return max(scores, key=badness)
 
 
 def summarise(scores: Sequence[Score]) -> list[dict[str, Any]]:
@@ -59,18 +49,18 @@ def summarise(scores: Sequence[Score]) -> list[dict[str, Any]]:
         by_label.setdefault(score.label, []).append(score)
     for label, own in by_label.items():
         counts = {f"{kind}_empty": sum(s.empty == kind for s in own) for kind in ("both", "truth", "prediction")}
-        for metric in METRICS:
-            if label == MEAN and "volume" in metric:
+        for name, metric in METRICS.items():
+            if label == MEAN and not metric.averaged:
                 continue
-            defined = [score for score in own if not math.isnan(getattr(score, metric))]
-            row: dict[str, Any] = dict.fromkeys(SUMMARY_COLUMNS, "") | {"label": label, "metric": metric}
+            defined = [score for score in own if not math.isnan(score[name])]
+            row: dict[str, Any] = dict.fromkeys(SUMMARY_COLUMNS, "") | {"label": label, "metric": name}
             row |= {"cases": len(defined)} | (counts if label != MEAN else {})
             if defined:
-                values = np.array([getattr(score, metric) for score in defined])
+                values = np.array([score[name] for score in defined])
                 row |= {"mean": values.mean(), "std": values.std(), "median": np.median(values)}
-                if metric not in NEITHER:
-                    worst = worst_of(metric, defined)
-                    row |= {"worst": getattr(worst, metric), "worst_case": worst.case}
+                if metric.better is not None:
+                    index = max(range(len(defined)), key=lambda i: metric.badness(values[i]))
+                    row |= {"worst": values[index], "worst_case": defined[index].case}
             rows.append(row)
     return rows
 
@@ -106,6 +96,7 @@ def write_scores(folder: str | Path, scores: Sequence[Score]) -> list[dict[str, 
     folder = Path(folder)
     summary = summarise(scores)
     rows = sorted([*scores, *case_means(scores)], key=lambda score: score.case)  # stable: the mean stays last
-    write_table(folder / "cases.csv", Score._fields, (score._asdict() for score in rows))
+    fields = ({"case": s.case, "label": s.label, **{name: s[name] for name in METRICS}, "empty": s.empty} for s in rows)
+    write_table(folder / "cases.csv", CASE_COLUMNS, fields)
     write_table(folder / "summary.csv", SUMMARY_COLUMNS, summary)
     return summary

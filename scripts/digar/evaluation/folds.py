@@ -1,6 +1,6 @@
 """One table from the evaluations of several folds.
 
-python -m digar.evaluation.pool runs/fold_*/evaluation --output runs/folds
+python -m digar.evaluation.folds runs/fold_*/evaluation --output runs/folds
 """
 
 import argparse
@@ -8,8 +8,9 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-from digar.evaluation.segmentation import METRICS, Score
-from digar.evaluation.tables import MEAN, summary_lines, write_scores
+from digar.evaluation.metrics import METRICS
+from digar.evaluation.segmentation import Score
+from digar.evaluation.tables import CASE_COLUMNS, MEAN, summary_lines, write_scores
 from digar.volumes.files import read_table
 
 
@@ -23,11 +24,12 @@ def read_scores(folder: str | Path) -> list[Score]:
     file = Path(folder) / "cases.csv"
     if not file.is_file():
         raise FileNotFoundError(f"{file} is missing: give the output_dir of an evaluation")
-    rows = [row for _, row in read_table(file, Score._fields) if row["label"] != MEAN]
-    return [Score(**row | {metric: float(row[metric] or math.nan) for metric in METRICS}) for row in rows]
+    rows = [row for _, row in read_table(file, CASE_COLUMNS) if row["label"] != MEAN]
+    values = [{name: float(row[name] or math.nan) for name in METRICS} for row in rows]
+    return [Score(row["case"], row["label"], own, row["empty"]) for row, own in zip(rows, values, strict=True)]
 
 
-def pool(folders: Sequence[str | Path], output: str | Path) -> list[str]:
+def merge_folds(folders: Sequence[str | Path], output: str | Path) -> list[str]:
     """Write ``cases.csv`` and ``summary.csv`` over the cases of all folders; return the summary for the screen.
 
     Raises:
@@ -51,4 +53,4 @@ if __name__ == "__main__":
     parser.add_argument("folders", nargs="+", help="output_dir of an evaluation each")
     parser.add_argument("--output", required=True, help="folder for cases.csv and summary.csv")
     given = parser.parse_args()
-    print("\n".join(pool(given.folders, given.output)))
+    print("\n".join(merge_folds(given.folders, given.output)))
