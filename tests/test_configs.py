@@ -19,8 +19,8 @@ CLASSIFICATION = {  # ids that classify.json has beyond train.json: its cases ar
     "cases", "training_part", "training_cases", "validation_cases", "train#dataset#data", "validate#dataset#data",
 }  # fmt: skip
 EVALUATION = {  # ids that an evaluation has beyond its training
-    "part", "worst_pictures", "evaluated_cases", "preprocessing", "postprocessing", "inferer", "dataset", "sampler",
-    "dataloader", "handlers", "evaluator", "key_metric", "progress",
+    "part", "worst_pictures", "evaluated_cases", "dataset", "sampler", "dataloader", "handlers", "evaluator",
+    "key_metric", "progress",
 }  # fmt: skip
 SCHEMA = json.loads((ROOT / "tests/metadata_schema.json").read_text())
 METADATA = json.loads((CONFIGS / "metadata.json").read_text())
@@ -55,6 +55,26 @@ def trained_network() -> dict:
 @pytest.mark.parametrize("key", ["spacing", "roi_size", "num_classes", "in_channels", "intensity"])
 def test_training_and_inference_declare_the_same(key):
     assert load("train.json")[key] == load("inference.json")[key]
+
+
+@pytest.mark.parametrize("key", ["overlap", "window_batch", "foreground", "mirroring", "largest_component", "inferer"])
+def test_evaluation_and_inference_see_the_same_windows(key):
+    assert load("train.json")[key] == load("inference.json")[key]
+    assert key not in load("evaluate.json")
+
+
+def test_evaluation_and_inference_bring_volumes_in_and_masks_out_in_one_way():
+    """Beyond it inference compares with the training images, takes 4D volumes, and gives labels other numbers."""
+    trained, inferred = load("train.json"), load("inference.json")
+    loader, *following = inferred["preprocessing"]["transforms"]
+    only = {"volumes_4d", "training_range"}
+    common = {name: value for name, value in loader.items() if name not in only}
+    assert trained["load"] == {**common, "keys": ["image", "label"]}
+    assert trained["preprocessing"]["transforms"] == ["@load", *following]
+    *inverting, remapping = inferred["postprocessing"]["transforms"]
+    assert trained["postprocessing"]["transforms"] == inverting
+    assert remapping["_target_"] == "digar.inference.masks.RemapLabelsd"
+    assert not {"preprocessing", "postprocessing", "intensity", "load"} & set(load("evaluate.json"))
 
 
 def test_training_and_inference_declare_the_same_network():

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from digar.data.classified import as_volume, check_classes, classified_cases, part_of
+from digar.data.classified import LoadImageOrVoxelsd, check_classes, classified_cases, part_of
 
 from tests.helixes import CLASSES, write_archive, write_table
 
@@ -46,7 +46,7 @@ def test_an_archive_brings_its_three_parts(tmp_path):
     cases = classified_cases(write_archive(tmp_path / "a.npz", (4, 2, 3), size=6), CLASSES, 0.2, seed=0)
     assert {part: len(names) for part, names in parts(cases).items()} == {"training": 4, "validation": 2, "test": 3}
     assert cases[-1]["name"] == "test_0002"
-    volume = as_volume(cases[1]["image"])
+    volume = LoadImageOrVoxelsd("image")(cases[1])["image"]
     assert volume.shape == (1, 6, 6, 6)
     assert volume.dtype == torch.float32
 

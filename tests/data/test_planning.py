@@ -195,7 +195,7 @@ def test_a_config_that_exists_is_not_overwritten(tmp_path):
 
 def test_another_number_of_channels_is_refused_with_the_file(tmp_path):
     task = write_task(tmp_path / "task")
-    odd = nib.Nifti1Image(np.zeros((20, 24, 8, 2), np.float32), AFFINE)
+    odd = nib.Nifti1Image(np.random.default_rng(0).random((20, 24, 8, 2), np.float32), AFFINE)
     nib.save(odd, task / "imagesTr/case_2.nii.gz")
     with pytest.raises(ValueError, match=r"case_2.nii.gz has 2 channels, .*case_0.nii.gz has 3"):
         fingerprint(task, tmp_path / "my.yaml")

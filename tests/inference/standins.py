@@ -11,7 +11,7 @@ from digar.inference.inputs import find_cases
 from digar.inference.inverting import InvertToMaskd
 from digar.inference.masks import RemapLabelsd
 from digar.inference.windows import WindowInferer
-from digar.volumes.checks import LoadVolumed
+from digar.volumes.checks import CheckedLoadImaged
 from digar.volumes.grids import WorkingGridd
 from monai.data import Dataset
 from monai.transforms import Compose, ScaleIntensityRangePercentilesd
@@ -42,7 +42,7 @@ def make_evaluator(images: Path, out: Path, network: nn.Module | None = None, **
     volumes_4d = options.pop("volumes_4d", "refuse")
     load = {"in_channels": in_channels, "spacing": spacing, "roi_size": ROI, "num_classes": 4}
     preprocessing = Compose([
-        LoadVolumed("image", volumes_4d=volumes_4d, **load),
+        CheckedLoadImaged("image", volumes_4d=volumes_4d, **load),
         WorkingGridd("image", spacing),
         ScaleIntensityRangePercentilesd("image", 1, 99.9, 0.0, 1.0, clip=True, channel_wise=True),
     ])  # fmt: skip

@@ -85,7 +85,10 @@ def test_mirroring_averages_over_all_combinations_of_axes():
     torch.testing.assert_close(found, torch.stack(views).mean(0))
 
 
-@pytest.mark.parametrize(("option", "value"), [("overlap", 1.0), ("precision", "float16"), ("mirroring", [3])])
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("overlap", 1.0), ("precision", "float16"), ("mirroring", [3]), ("mirroring", [0, 0]), ("mirroring", [-1])],
+)
 def test_an_option_that_is_none_is_refused(option, value):
     with pytest.raises(ValueError, match=option):
         WindowInferer(ROI, **{option: value})

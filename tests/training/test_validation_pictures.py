@@ -16,7 +16,6 @@ from digar.volumes.pictures import Prediction
 from ignite.engine import Engine, Events
 from monai.data import MetaTensor
 from monai.engines import SupervisedEvaluator
-from monai.networks import one_hot
 from PIL import Image
 from torch import Tensor
 
@@ -58,14 +57,16 @@ def is_picture(file: Path) -> bool:
 
 
 def make_case(name: str, seed: int = 0) -> dict[str, Tensor]:
-    """A post-processed case: voxels of 1 x 2 x 3 mm, label and prediction one-hot."""
+    """A post-processed case: voxels of 1 x 2 x 3 mm; label and prediction lie as in the file, from right to left."""
     generator = torch.Generator().manual_seed(seed)
     image = torch.rand(1, 6, 7, 8, generator=generator)
     label, prediction = (torch.randint(0, 3, (1, 6, 7, 8), generator=generator) for _ in range(2))
+    affine = torch.diag(torch.tensor([1.0, 2, 3, 1], dtype=torch.float64))
+    stored = torch.diag(torch.tensor([-1.0, 2, 3, 1], dtype=torch.float64))
     return {
-        "image": MetaTensor(image, affine=torch.diag(torch.tensor([1.0, 2, 3, 1])), meta={"filename_or_obj": name}),
-        "label": one_hot(label, 3, dim=0),
-        "pred": one_hot(prediction, 3, dim=0),
+        "image": MetaTensor(image, affine=affine, meta={"filename_or_obj": name}),
+        "label": MetaTensor(label.to(torch.uint8), affine=stored),
+        "pred": MetaTensor(prediction.to(torch.uint8), affine=stored),
     }
 
 
@@ -93,7 +94,7 @@ def test_rows_show_image_truth_and_prediction_with_file_name_and_spacing(pages, 
     np.testing.assert_allclose(np.diag(row.affine), [1, 2, 3, 1])
     np.testing.assert_array_equal(row.image, case["image"][0].numpy())
     for mask, key in zip(row.masks, ("label", "pred"), strict=True):
-        np.testing.assert_array_equal(mask, case[key].argmax(dim=0).numpy())
+        np.testing.assert_array_equal(mask, case[key][0].numpy()[::-1])
     assert pages.titles["validation_epoch_0003.png"] == "validation after epoch 3"
 
 

@@ -5,8 +5,10 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+import torch
 from digar.volumes import checks, memory
-from digar.volumes.checks import WARNINGS, CheckedReader, LoadVolumed, TooLargeError
+from digar.volumes.checks import WARNINGS, CheckedLoadImaged, CheckedReader, TooLargeError
+from digar.volumes.grids import WorkingGridd
 from digar.volumes.reading import VolumeError
 
 VALUES = np.random.default_rng(0).normal(100, 20, (12, 11, 10)).astype(np.float32)
@@ -46,7 +48,7 @@ def test_few_voxels_that_are_no_numbers_are_replaced_and_reported(bad, tmp_path)
 def test_many_voxels_that_are_no_numbers_are_refused(tmp_path):
     broken = VALUES.copy()
     broken[:3] = np.nan
-    with pytest.raises(VolumeError, match=r"25\.0 % of its voxels are NaN or infinite, 1 % are borne"):
+    with pytest.raises(VolumeError, match=r"25 % of its voxels are NaN or infinite, more than 1 %"):
         read(write(tmp_path / "a.nii", broken))
     assert read(tmp_path / "a.nii", nonfinite_share=0.3)[1][WARNINGS]
 
@@ -59,7 +61,7 @@ def test_a_constant_volume_is_refused(value, tmp_path):
 
 def test_a_fourth_axis_is_refused_or_each_of_its_volumes_taken(tmp_path):
     path = write(tmp_path / "a.nii", np.stack([VALUES, 2 * VALUES], axis=-1))
-    with pytest.raises(VolumeError, match="holds 2 volumes .* pass --volumes_4d each"):
+    with pytest.raises(VolumeError, match="holds 2 volumes .* infer with --volumes_4d each"):
         read(path)
     assert read(path, volumes_4d="each")[0].shape == (2, *VALUES.shape)
     assert read(path, in_channels=2)[0].shape == (2, *VALUES.shape)
@@ -74,10 +76,10 @@ def test_several_files_are_the_channels_of_one_volume_if_their_grids_agree(tmp_p
     values, _ = read(paths, in_channels=2)
     np.testing.assert_array_equal(values[1], 2 * VALUES)
     write(paths[1], spacing=1.2)
-    with pytest.raises(VolumeError, match="mm apart from its first channel"):
+    with pytest.raises(VolumeError, match="a_0001.nii: lies 3.5 mm apart from its first channel .*a_0000.nii"):
         read(paths, in_channels=2)
     write(paths[1], VALUES[1:])
-    with pytest.raises(VolumeError, match="has the shape"):
+    with pytest.raises(VolumeError, match="a_0001.nii: has 11x11x10 voxels, its first channel .*a_0000.nii has 12x11"):
         read(paths, in_channels=2)
 
 
@@ -99,9 +101,21 @@ def test_a_header_that_promises_a_huge_volume_is_refused_without_reading(tmp_pat
         read(tmp_path / "a.nii")
 
 
-def test_a_spacing_that_makes_an_endless_grid_is_refused(tmp_path):
-    with pytest.raises(VolumeError, match="correct its spacing"):
-        read(write(tmp_path / "a.nii", spacing=50_000.0))
+@pytest.mark.parametrize(("spacing", "reason"), [(16, "15 mm can be right"), (9, "9 times the network's 1 x 1 x 1 mm")])
+@pytest.mark.parametrize("unit", [1, 1e3, 1e-6])
+def test_a_spacing_that_the_network_cannot_be_made_for_is_refused_before_memory_is_asked_for(
+    spacing, unit, reason, tmp_path
+):
+    reason = reason if unit == 1 else "correct the header"
+    with pytest.raises(VolumeError, match=f"a.nii: its spacing is .*{reason}"):
+        read(write(tmp_path / "a.nii", spacing=spacing * unit))
+
+
+def test_a_spacing_far_from_that_of_the_training_images_is_refused(tmp_path):
+    path = write(tmp_path / "a.nii", spacing=6.0)
+    assert read(path)[1][WARNINGS] == []
+    with pytest.raises(VolumeError, match=r"6 x 6 x 6 mm, that of the training images 0.9 x 0.9 x 0.9 to 1.1 x"):
+        read(path, training_range=RANGE)
 
 
 @pytest.mark.parametrize("name", ["_system", "_cgroup", "_address_space"])
@@ -128,14 +142,93 @@ def test_what_lies_outside_the_training_range_is_warned_of(tmp_path):
     assert bright[1].startswith("its 50 % intensity 9")
 
 
+# Labels
+
+
+def write_pair(folder: Path, label: np.ndarray, label_affine: np.ndarray, affine: np.ndarray | None = None) -> dict:
+    nib.save(nib.Nifti1Image(VALUES, np.eye(4) if affine is None else affine), folder / "image.nii")
+    nib.save(nib.Nifti1Image(label, label_affine), folder / "label.nii")
+    return {"image": str(folder / "image.nii"), "label": str(folder / "label.nii")}
+
+
+def labels(values: int = 3) -> np.ndarray:
+    return np.random.default_rng(1).integers(0, values, VALUES.shape).astype(np.float32)
+
+
+def load_pair(case: dict, **options: object) -> dict:
+    return CheckedLoadImaged(["image", "label"], **{**OPTIONS, **options})(case)
+
+
+def rotation(angle: float) -> np.ndarray:
+    affine = np.eye(4)
+    affine[:2, :2] = [[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]
+    return affine
+
+
+@pytest.mark.parametrize(
+    ("affine", "label_affine"),
+    [
+        (np.eye(4), np.diag([1, 1.0015, 1, 1])),
+        (rotation(np.pi / 4 - 1e-5), rotation(np.pi / 4 + 1e-5)),
+        (np.eye(4), np.array([[1, 0, 0, 0.09], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1.0]])),
+    ],
+    ids=["spacing", "45 degrees", "moved"],
+)
+def test_a_label_that_is_off_by_rounding_takes_the_grid_of_its_image(affine, label_affine, tmp_path):
+    values = labels()
+    loaded = load_pair(write_pair(tmp_path, values, label_affine, affine))
+    assert torch.equal(loaded["label"].affine, loaded["image"].affine)
+    np.testing.assert_array_equal(loaded["label"][0].numpy(), values)
+    moved = WorkingGridd(["image", "label"], (1, 1, 1), ["linear", "nearest"])(loaded)
+    assert moved["label"].shape == moved["image"].shape
+    assert torch.equal(moved["label"].affine, moved["image"].affine)
+
+
+@pytest.mark.parametrize(
+    ("label_affine", "shape", "reason"),
+    [
+        (np.diag([1, 1.05, 1, 1]), VALUES.shape, r"lies 0\.5 mm apart from its image .*image.nii: resample it"),
+        (np.diag([-1, 1, 1, 1]), VALUES.shape, "lies 22 mm apart from its image"),
+        (np.eye(4), (12, 11, 9), "has 12x11x9 voxels, its image .*image.nii has 12x11x10"),
+        (np.eye(4), (*VALUES.shape, 2), "holds 2 volumes"),
+    ],
+)
+def test_a_label_in_another_grid_is_refused_with_both_files(label_affine, shape, reason, tmp_path):
+    case = write_pair(tmp_path, np.zeros(shape, np.uint8), label_affine)
+    with pytest.raises(VolumeError, match=f"label.nii: {reason}"):
+        load_pair(case)
+
+
+def test_half_a_voxel_is_never_the_same_grid(tmp_path):
+    small = np.diag([0.1, 0.1, 0.1, 1])
+    moved = small.copy()
+    moved[0, 3] = 0.08
+    with pytest.raises(VolumeError, match=r"label.nii: lies 0\.08 mm apart"):
+        load_pair(write_pair(tmp_path, labels(), moved, small), spacing=(0.1, 0.1, 0.1))
+
+
+@pytest.mark.parametrize(("bad", "named"), [(3, "3"), (-1, "-1"), (0.5, "0.5"), (np.nan, "nan"), (np.inf, "inf")])
+def test_label_values_that_are_no_class_are_named(bad, named, tmp_path):
+    values = labels()
+    values[1, 2, 3] = bad
+    with pytest.raises(VolumeError, match=rf"holds the values {named}, num_classes is 3 \(0 to 2\): .*--num_classes"):
+        load_pair(write_pair(tmp_path, values, np.eye(4)))
+
+
+def test_more_than_256_classes_keep_their_numbers(tmp_path):
+    values = labels(700)
+    loaded = load_pair(write_pair(tmp_path, values, np.eye(4)), num_classes=700)
+    np.testing.assert_array_equal(loaded["label"][0].numpy(), values)
+
+
 def test_errors_reach_the_caller_as_they_are(tmp_path):
     (tmp_path / "a.nii.gz").write_text("no image")
     with pytest.raises(VolumeError, match="a.nii.gz: cannot be read"):
-        LoadVolumed("image", **OPTIONS)({"image": str(tmp_path / "a.nii.gz")})
+        CheckedLoadImaged("image", **OPTIONS)({"image": str(tmp_path / "a.nii.gz")})
 
 
 def test_the_transform_gives_a_volume_with_monais_metadata(tmp_path):
-    image = LoadVolumed("image", **OPTIONS)({"image": str(write(tmp_path / "a.nii", spacing=2.0))})["image"]
+    image = CheckedLoadImaged("image", **OPTIONS)({"image": str(write(tmp_path / "a.nii", spacing=2.0))})["image"]
     assert image.shape == (1, *VALUES.shape)
     np.testing.assert_allclose(image.meta["original_affine"], np.diag([2, 2, 2, 1]))
     assert str(image.meta["filename_or_obj"]).endswith("a.nii")

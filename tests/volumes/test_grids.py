@@ -68,6 +68,38 @@ def test_the_working_grid_is_that_of_monais_orientation_and_spacing(shape, spaci
     torch.testing.assert_close(found.as_tensor(), expected.as_tensor(), rtol=0, atol=2e-5)
 
 
+@pytest.mark.parametrize(("shape", "spacing"), [*GRIDS[:2], ((9, 8, 30), (2.3, 1.7, 0.45))])
+@pytest.mark.parametrize("code", ["RAS", "SRA"])
+def test_a_label_moves_to_the_nearest_voxel_as_in_monai(shape, spacing, code):
+    volume = turn(image(shape, affine_of(spacing)), code)
+    label = MetaTensor((volume * 5).round(), affine=volume.affine, meta=volume.meta)
+    monai = Compose([Orientationd("label", axcodes="RAS", labels=LABELS), Spacingd("label", (1, 1, 1), mode="nearest")])
+    expected = monai({"label": label.clone()})["label"].as_tensor()
+    byte = MetaTensor(label.as_tensor().to(torch.uint8), affine=label.affine, meta=label.meta)
+    found = WorkingGridd(["image", "label"], (1, 1, 1), ["linear", "nearest"])({"image": volume, "label": byte})
+    assert found["label"].dtype == torch.uint8
+    assert found["label"].shape == found["image"].shape == expected.shape
+    assert torch.equal(found["label"].as_tensor().float(), expected.float())
+
+
+def test_without_a_spacing_the_axes_alone_are_turned():
+    volume = turn(image((9, 11, 7), affine_of((0.8, 1.3, 2.1))), "SRA")
+    found = WorkingGridd("image", None)({"image": volume})["image"]
+    assert torch.equal(found.as_tensor(), image((9, 11, 7), affine_of((0.8, 1.3, 2.1))).as_tensor())
+
+
+def test_a_volume_that_comes_without_channels_and_origin_finds_its_way_back():
+    """As MONAI Deploy hands it over: three axes, whole numbers, an affine."""
+    values = (100 * image((9, 11, 7), np.eye(4))[0]).round().to(torch.int16).as_tensor()
+    affine = affine_of((0.8, 1.3, 2.1))
+    moved = WorkingGridd("image", (1, 1, 1))({"image": MetaTensor(values, affine=affine)})
+    assert moved["image"].dtype == torch.float32
+    assert moved["image"].dim() == 4
+    mask = InvertToMaskd("pred")({**moved, "pred": torch.zeros(2, *moved["image"].shape[1:])})["pred"]
+    assert mask.shape == (1, 9, 11, 7)
+    np.testing.assert_allclose(mask.affine, affine)
+
+
 @pytest.mark.parametrize(("shape", "spacing"), GRIDS)
 @pytest.mark.parametrize("code", ["RAS", "PSL"])
 def test_the_mask_is_that_of_monais_invertd_and_argmax(shape, spacing, code):

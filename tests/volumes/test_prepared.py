@@ -139,7 +139,7 @@ def test_another_number_of_channels_than_the_networks_is_refused(tmp_path):
     [
         (np.full((9, 8, 7), 3.0, np.float32), None, r"is constant \(3 everywhere\)"),
         (np.full((9, 8, 7), np.nan, np.float32), None, "holds no finite intensity"),
-        (intensities(9, 8, 7), np.diag([900.0, 900, 900, 1]), "voxels at the spacing: correct the spacing"),
+        (intensities(9, 8, 7), np.diag([900.0, 900, 900, 1]), "900 x 900 x 900 mm, and only 0.005 to 15 mm"),
     ],
     ids=["constant", "nan", "huge"],
 )

@@ -1,17 +1,17 @@
 """Volumes with a class each: a table of files (CSV), or a MedMNIST archive (.npz)."""
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
 
 import numpy as np
-from monai.data import MetaTensor
+from monai.data import ImageReader, MetaTensor
 
 from digar.data.datalists import Case, split_cases
+from digar.volumes.checks import WARNINGS, CheckedLoadImaged, mend
 from digar.volumes.files import read_table
-from digar.volumes.reading import read_volume
 from digar.volumes.search import case_names
 
 PARTS = ("training", "validation", "test")
@@ -133,11 +133,17 @@ def check_classes(cases: Sequence[Case], classes: Sequence[str], part: str) -> N
         )
 
 
-def as_volume(image: str | np.ndarray) -> MetaTensor:
-    """A file, or the voxels ``(X, Y, Z)`` of an archive (1 mm assumed), as ``(C, X, Y, Z)`` float32."""
-    if isinstance(image, str):
-        return read_volume(image)
-    return MetaTensor(np.asarray(image, np.float32)[None], affine=np.eye(4))
+class LoadImageOrVoxelsd(CheckedLoadImaged):
+    """A :class:`CheckedLoadImaged` that also takes the voxels ``(X, Y, Z)`` of an archive, of 1 mm, and checks them."""
+
+    def __call__(self, data: Mapping[Hashable, Any], reader: ImageReader | None = None) -> dict[Hashable, Any]:
+        (key,) = self.keys
+        if not isinstance(data[key], np.ndarray):
+            return super().__call__(data, reader)
+        volume = np.array(data[key], np.float32)[None]
+        warnings = mend(data["name"], volume, self.checked_reader.nonfinite_share)
+        meta = {WARNINGS: warnings, "filename_or_obj": data["name"]}
+        return {**data, key: MetaTensor(volume, affine=np.eye(4), meta=meta)}
 
 
 def without_metadata(case: dict[str, Any]) -> dict[str, Any]:

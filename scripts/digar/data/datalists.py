@@ -1,21 +1,24 @@
 """Which files a run uses: labelled MSD tasks, folders of scans, the split by case, and their check before a run."""
 
+import logging
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from tqdm import tqdm
 
+from digar.volumes.checks import WARNINGS
 from digar.volumes.files import read_json
-from digar.volumes.reading import VOLUME_SUFFIXES, VolumeError, read_volume
+from digar.volumes.header import VolumeError
+from digar.volumes.reading import VOLUME_SUFFIXES
 from digar.volumes.search import find_volumes
 
 Case = dict[str, Any]
-GRID_TOLERANCE_MM = 0.1  # how far image and label may lie apart
+READERS = 4  # at once; each holds a whole case
+
+logger = logging.getLogger(__name__)
 
 
 def _existing_folder(folder: str | Path) -> Path:
@@ -211,43 +214,30 @@ def label_names(dataset_dir: str | Path, num_classes: int) -> list[str]:
     return [str(names.get(str(value), f"label {value}")) for value in range(1, num_classes)]
 
 
-def check_case(case: Case, num_classes: int) -> str | None:
-    """What is wrong with a labelled case, with its path, or None.
+def check_cases(cases: Sequence[Case], load: Callable[[Case], Mapping[str, Any]]) -> None:
+    """Read every labelled case before a run as the run will read it; what is odd about a case is logged.
 
-    Image and label must share their grid (shape, and affine within 0.1 mm at the corners), and the label hold whole
-    numbers from 0 to ``num_classes - 1``.
-    """
-    try:
-        image, label = (read_volume(case[key]) for key in ("image", "label"))
-    except VolumeError as error:
-        return str(error)
-    shape, label_shape = tuple(image.shape[1:]), tuple(label.shape[1:])
-    if shape != label_shape:
-        return f"{case['label']} has shape {label_shape}, its image {case['image']} has {shape}"
-    corners = torch.tensor([[*shape, 1], [0, 0, 0, 1]], dtype=torch.float64)
-    distance = float((corners @ (image.affine - label.affine).T).abs().max())
-    if distance > GRID_TOLERANCE_MM:
-        return f"{case['label']} lies {distance:.1f} mm apart from its image {case['image']}: resample it to that grid"
-    values = np.unique(label.numpy())
-    wrong = values[~np.isin(values, np.arange(num_classes))]
-    if wrong.size:
-        return (
-            f"{case['label']} holds the values {', '.join(f'{v:g}' for v in wrong[:5])}, "
-            f"num_classes is {num_classes} (0 to {num_classes - 1}): correct the label or pass --num_classes"
-        )
-    return None
-
-
-def check_cases(cases: Sequence[Case], num_classes: int) -> None:
-    """Check every labelled case before a run; see :func:`check_case`.
+    Args:
+        cases: ``{"image": path, "label": path}``.
+        load: the run's :class:`digar.volumes.checks.CheckedLoadImaged`.
 
     Raises:
-        ValueError: there is no case; or it names every case that does not fit, and why.
+        ValueError: there is no case; or it names every case that cannot be used, and why.
     """
     if not cases:
         raise ValueError("there is no labelled case to work on: label one first")
-    with ThreadPool() as pool:
-        results = pool.imap(lambda case: check_case(case, num_classes), cases)
-        problems = [p for p in tqdm(results, total=len(cases), desc="checking labels", leave=False) if p]
+
+    def attempt(case: Case) -> VolumeError | None:
+        try:
+            image = load(case)["image"]
+        except VolumeError as error:
+            return error
+        for warning in image.meta[WARNINGS]:
+            logger.warning("%s: %s", image.meta["filename_or_obj"], warning)
+        return None
+
+    with ThreadPool(READERS) as pool:
+        results = pool.imap(attempt, cases)
+        problems = [str(p) for p in tqdm(results, total=len(cases), desc="checking cases", leave=False) if p]
     if problems:
         raise ValueError(f"{len(problems)} of {len(cases)} cases cannot be used:\n" + "\n".join(problems))

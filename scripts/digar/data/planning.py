@@ -9,6 +9,7 @@ import argparse
 import json
 import math
 from collections.abc import Sequence
+from functools import partial
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,13 +19,11 @@ import numpy as np
 import yaml
 from tqdm import tqdm
 
-from digar.data.datalists import Case, check_cases, labelled_cases, read_task, split_cases
+from digar.data.datalists import READERS, Case, check_cases, labelled_cases, read_task, split_cases
 from digar.data.training_range import span
-from digar.volumes.checks import intensity_percentiles
+from digar.volumes.checks import CheckedLoadImaged, intensity_percentiles
 from digar.volumes.files import whole_file
-from digar.volumes.reading import read_volume
 
-READERS = 4  # at once; each holds a whole scan
 SAMPLED_VOXELS = 10_000  # per case and channel, of those within labels
 THICK = 3.0  # an axis is thick where its spacing is this many times the finest
 FINEST_PATCH = 8  # voxels, where the spacing is finest; as in train.json
@@ -61,10 +60,10 @@ class Setting(NamedTuple):
     reason: str
 
 
-def read_facts(case: Case) -> CaseFacts:
+def read_facts(case: Case, load: CheckedLoadImaged) -> CaseFacts:
     """Read image and label of a case."""
-    image = read_volume(case["image"])
-    label = read_volume(case["label"])[0].numpy()
+    loaded = load(case)
+    image, label = loaded["image"], loaded["label"][0].numpy()
     affine = image.affine.numpy()
     turned = nib.io_orientation(affine)[:, 0].argsort()  # the image's axis that runs along each axis of the world
     voxels = image.numpy()[:, label > 0]
@@ -283,9 +282,10 @@ def fingerprint(dataset_dir: str | Path, output: str | Path, memory: float = 4.0
             f"{Path(dataset_dir) / 'dataset.json'} must name its labels 0, 1, ... under 'labels', background first; "
             f"it has {json.dumps(names)}"
         )
-    check_cases(cases, len(names))
+    load = CheckedLoadImaged(["image", "label"], num_classes=len(names))
+    check_cases(cases, load)
     with ThreadPool(READERS) as pool:
-        facts = list(tqdm(pool.imap(read_facts, cases), total=len(cases), desc="reading", leave=False))
+        facts = list(tqdm(pool.imap(partial(read_facts, load=load), cases), total=len(cases), leave=False))
     channels = [len(case.percentiles) for case in facts]
     for case, count in zip(cases, channels, strict=True):
         if count != channels[0]:

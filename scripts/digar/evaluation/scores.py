@@ -69,7 +69,7 @@ class SegmentationScores:
         for case in evaluator.state.output:
             path = case["image"].meta["filename_or_obj"]
             spacing = affine_to_spacing(case["label"].affine).tolist()
-            truth, prediction = (np.asarray(case[key][0].cpu()).astype(np.uint8) for key in ("label", "pred"))
+            truth, prediction = (case[key][0].cpu().numpy() for key in ("label", "pred"))
             scores = score_case(prediction, truth, spacing, self.tolerance_mm, case_name(path), self.labels)
             self.scores += scores
             (mean,) = case_means(scores)

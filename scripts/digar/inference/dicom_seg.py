@@ -10,6 +10,7 @@ Needs requirements-dicom.txt.
 import argparse
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +25,12 @@ from nibabel.orientations import io_orientation, ornt_transform
 from pydicom.sr.codedict import codes
 from tqdm import tqdm
 
-from digar.data.datalists import GRID_TOLERANCE_MM
 from digar.inference.inputs import find_cases
 from digar.volumes.dicom import series_header
 from digar.volumes.files import whole_file
+from digar.volumes.header import Header, VolumeError, refuse_other_grid
 from digar.volumes.pictures import label_colour
-from digar.volumes.reading import Header, VolumeError, read_header
+from digar.volumes.reading import read_header
 
 METADATA = Path(__file__).parents[3] / "configs/metadata.json"
 SERIES_NUMBER = 1000  # of the segmentation in its study, behind the scanner's
@@ -86,14 +87,8 @@ def on_grid(mask: str | Path, grid: Header) -> np.ndarray:
     own = read_header(mask)  # names what is wrong with a file that cannot be read
     image = nib.load(mask)
     image = image.as_reoriented(ornt_transform(io_orientation(own.affine), io_orientation(grid.affine)))
-    corners = np.array([[0, 0, 0, 1], [*grid.shape, 1]])
-    apart = np.abs(corners @ (image.affine - grid.affine).T).max()
-    if image.shape != grid.shape or apart > GRID_TOLERANCE_MM:
-        raise VolumeError(
-            mask,
-            f"has {'x'.join(map(str, image.shape))} voxels, the series {grid.path} has "
-            f"{'x'.join(map(str, grid.shape))}, and they lie {apart:.1f} mm apart: give the mask of this series",
-        )
+    turned = replace(own, shape=image.shape, affine=image.affine)
+    refuse_other_grid(turned, grid, "the series", "give the mask of this series")
     values = np.asanyarray(image.dataobj)
     if not np.array_equal(values, values.astype(np.uint8)):
         raise VolumeError(mask, "holds other values than class numbers from 0 to 255")

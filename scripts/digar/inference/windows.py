@@ -54,7 +54,8 @@ class WindowInferer(Inferer):
         foreground: windows whose every ``POOL``-voxel cube has a mean at or below this are background unseen; None
             looks at every window.
         mirroring: axes (0, 1, 2) along which each window is also seen mirrored; logits are averaged over all
-            combinations, so three axes take eight times as long.
+            combinations, so three axes take eight times as long. A network that never saw mirror images in training
+            gets worse by it.
 
     Raises:
         ValueError: an overlap, precision or axis that is none.
@@ -73,8 +74,8 @@ class WindowInferer(Inferer):
             raise ValueError(f"overlap {overlap} must be at least 0 and below 1")
         if precision not in PRECISIONS:
             raise ValueError(f"precision {precision!r} must be one of {', '.join(PRECISIONS)}")
-        if not set(mirroring) <= {0, 1, 2}:
-            raise ValueError(f"mirroring {list(mirroring)} must name axes 0, 1 and 2")
+        if len(set(mirroring)) < len(mirroring) or not set(mirroring) <= {0, 1, 2}:
+            raise ValueError(f"mirroring {list(mirroring)} must be different ones of the axes 0, 1 and 2")
         self.roi_size = tuple(int(n) for n in roi_size)
         self.window_batch = window_batch
         self.overlap = overlap

@@ -10,13 +10,14 @@ from ignite.engine import Engine, Events
 
 from digar.networks.patches import from_patches, to_patches
 from digar.training.losses import NextPatchLoss, patch_order
+from digar.volumes.grids import WorkingGridd
 from digar.volumes.pictures import Planes, Prediction, picture_page, prediction_page, take_planes
 
 
 class ValidationPictures:
     """Write a PNG page of the first cases whenever an evaluator has run.
 
-    The evaluator must post-process ``pred`` and ``label`` to one-hot volumes, as the Dice metric wants them.
+    The evaluator's output is that of :class:`digar.evaluation.masks.MaskEvaluator`; all is drawn in the working grid.
 
     Args:
         folder: where ``validation_epoch_NNNN.png`` goes.
@@ -39,11 +40,12 @@ class ValidationPictures:
         for case in evaluator.state.output:
             if len(self.rows) >= self.num_cases:
                 return
-            masks = [np.asarray(case[key].cpu()).argmax(axis=0) for key in ("label", "pred")]
-            meta = case["image"].meta
-            name = Path(str(meta.get("filename_or_obj", "case"))).name
-            image = np.asarray(case["image"][0].cpu().float())
-            self.rows.append(take_planes(name, image, masks, case["image"].affine.cpu().numpy()))
+            image = case["image"]
+            name = Path(str(image.meta.get("filename_or_obj", "case"))).name
+            affine = image.affine.cpu().numpy()
+            turned = WorkingGridd(("label", "pred"), np.linalg.norm(affine[:3, :3], axis=0), "nearest")(case)
+            masks = [turned[key][0].numpy() for key in ("label", "pred")]
+            self.rows.append(take_planes(name, image[0].cpu().numpy(), masks, affine))
 
     @idist.one_rank_only()
     def write(self, evaluator: Engine) -> None:

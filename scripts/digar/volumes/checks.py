@@ -1,4 +1,4 @@
-"""What is checked of a file before the network sees it, and the transform that reads and checks."""
+"""What is checked of a file before a network sees it, and the transform that reads and checks, in every workflow."""
 
 import math
 from collections.abc import Hashable, Mapping, Sequence
@@ -6,16 +6,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from monai.data import ImageReader
+import torch
+from monai.data import ImageReader, MetaTensor
 from monai.transforms import LoadImaged
+from monai.utils import ensure_tuple
 from monai.utils.enums import MetaKeys
 
 from digar.volumes.grids import working_shape
+from digar.volumes.header import Header, VolumeError, refuse_other_grid
 from digar.volumes.memory import GIB, available_memory, needed_memory
-from digar.volumes.reading import FORM_TOLERANCE_MM, Header, VolumeError, read_header, read_volume
+from digar.volumes.reading import read_header, read_volume
 
 WARNINGS = "digar_warnings"  # where an image's metadata keep what was odd about it
 FOUR_D = ("refuse", "each")
+COARSEST, FINEST = 8, 1 / 20  # voxels (edge of the cube of their volume) as multiples of the network's spacing
+SEEN = 5  # how many times coarser or finer than all training images a voxel may be
 PERCENTILES = (1, 50, 99.9)  # of the intensities, compared with those of the training images
 PERCENTILE_VOXELS = 1_000_000  # percentiles of larger volumes are taken from a regular sample of about this many voxels
 RANGE_SLACK = 0.1  # beyond the training range by this share of it is not warned of
@@ -26,15 +31,16 @@ class TooLargeError(VolumeError):
 
 
 class CheckedReader(ImageReader):
-    """Reads a volume, or several files as its channels, and refuses what the network cannot make sense of.
+    """Reads a volume, or several files as its channels, and refuses what a network cannot make sense of.
 
     Args:
-        in_channels: that the network takes.
-        spacing, roi_size, num_classes: of the network; they tell how much memory a volume will need.
+        in_channels: that the network takes; None for any number.
+        spacing: of the network in mm; None where volumes are not resampled to one.
+        roi_size, num_classes: of the network; with the spacing they tell how much memory a volume will need.
         volumes_4d: what to do with a fourth axis where the network takes one channel: ``refuse`` it, or take ``each``
             volume by itself.
         nonfinite_share: NaN and infinite voxels are replaced by the smallest finite one up to this share of a channel.
-        training_range: what the network has seen; None warns of nothing.
+        training_range: what the network has seen; None compares with nothing.
         memory_share: of the memory there is, that a volume may need.
 
     Raises:
@@ -44,10 +50,10 @@ class CheckedReader(ImageReader):
 
     def __init__(
         self,
-        in_channels: int,
-        spacing: Sequence[float],
-        roi_size: Sequence[int],
-        num_classes: int,
+        in_channels: int | None = None,
+        spacing: Sequence[float] | None = None,
+        roi_size: Sequence[int] = (1, 1, 1),
+        num_classes: int = 1,
         volumes_4d: str = "refuse",
         nonfinite_share: float = 0.01,
         training_range: Mapping[str, Any] | None = None,
@@ -59,7 +65,7 @@ class CheckedReader(ImageReader):
         self.spacing = spacing
         self.roi_size = roi_size
         self.num_classes = num_classes
-        self.each = volumes_4d == "each" and in_channels == 1
+        self.each = in_channels is None or (volumes_4d == "each" and in_channels == 1)
         self.nonfinite_share = nonfinite_share
         self.training_range = training_range
         self.memory_share = memory_share
@@ -72,16 +78,19 @@ class CheckedReader(ImageReader):
         """The volume ``(C, X, Y, Z)`` and its metadata."""
         paths = [data] if isinstance(data, str | Path) else list(data)
         headers = [read_header(path) for path in paths]
-        _refuse_other_grids(headers)
         header = headers[0]
+        for other in headers[1:]:
+            refuse_other_grid(other, header, "its first channel")
         channels = sum(h.channels for h in headers)
         self._refuse_channels(header, channels)
+        self._refuse_spacing(header)
+        self._refuse_size(header, channels)
         warnings = list(dict.fromkeys(w for h in headers for w in h.warnings))
         warnings += grid_warnings(header, self.training_range)
-        self._refuse_size(header, channels)
         volumes = [read_volume(path, h).numpy() for path, h in zip(paths, headers, strict=True)]
+        for path, own in zip(paths, volumes, strict=True):
+            warnings += mend(path, own, self.nonfinite_share)
         volume = np.concatenate(volumes) if len(volumes) > 1 else volumes[0]
-        warnings += self._mend(header.path, volume)
         warnings += intensity_warnings(volume, self.training_range)
         meta = {
             MetaKeys.AFFINE: header.affine.copy(),
@@ -102,14 +111,32 @@ class CheckedReader(ImageReader):
         if self.in_channels == 1:
             raise VolumeError(
                 header.path,
-                f"holds {channels} volumes (a fourth axis), the network takes one: split it, or pass --volumes_4d each",
+                f"holds {channels} volumes (a fourth axis), the network takes one: split it, or, for masks of each, "
+                "infer with --volumes_4d each",
             )
         raise VolumeError(header.path, f"has {channels} channels, the network takes {self.in_channels}")
 
+    def _refuse_spacing(self, header: Header) -> None:
+        """Refuse voxels that the network cannot have been made for: a wrong spacing or unit in the header."""
+        edge = float(header.spacing.prod() ** (1 / 3))
+        own = f"its spacing is {_numbers(header.spacing)} mm"
+        if self.spacing is not None:
+            wanted = math.prod(self.spacing) ** (1 / 3)
+            if not FINEST < edge / wanted < COARSEST:
+                raise VolumeError(
+                    header.path,
+                    f"{own}, {edge / wanted:.3g} times the network's {_numbers(self.spacing)} mm: correct its header",
+                )
+        if self.training_range is not None:
+            low, high = (math.prod(axes) ** (1 / 3) for axes in self.training_range["spacing_mm"])
+            if not low / SEEN < edge < high * SEEN:
+                seen = " to ".join(_numbers(axes) for axes in self.training_range["spacing_mm"])
+                raise VolumeError(
+                    header.path, f"{own}, that of the training images {seen} mm (axes sorted): correct its header"
+                )
+
     def _refuse_size(self, header: Header, channels: int) -> None:
-        working = working_shape(header.shape, header.affine, self.spacing)
-        if max(working) > 100_000:
-            raise VolumeError(header.path, f"would be {working} voxels at the network's spacing: correct its spacing")
+        working = header.shape if self.spacing is None else working_shape(header.shape, header.affine, self.spacing)
         need = needed_memory(
             header.shape, channels, header.dtype.itemsize, working, self.num_classes, self.roi_size
         )  # fmt: skip
@@ -121,61 +148,103 @@ class CheckedReader(ImageReader):
                 f"{there_is / GIB:.1f} GiB: use a machine with more, or crop it",
             )
 
-    def _mend(self, path: str, volume: np.ndarray) -> list[str]:
-        """Replace voxels that are no numbers, in place; refuse what holds nothing.
 
-        Returns:
-            What was replaced.
-        """
-        replaced = 0
-        for channel in volume:
-            low, high = channel.min(), channel.max()  # NaN where any is
-            if not (math.isfinite(low) and math.isfinite(high)):
-                finite = np.isfinite(channel)
-                count = channel.size - int(finite.sum())
-                if count > self.nonfinite_share * channel.size:
-                    raise VolumeError(
-                        path,
-                        f"{100 * count / channel.size:.1f} % of its voxels are NaN or infinite, "
-                        f"{100 * self.nonfinite_share:g} % are borne: repair it, or raise --nonfinite_share",
-                    )
-                low = channel[finite].min()
-                channel[~finite] = low
-                high = channel.max()
-                replaced += count
-            if low == high:
-                raise VolumeError(path, f"is empty: every voxel is {low:g}")
-        return [f"{replaced} NaN or infinite voxels were replaced by the smallest value"] if replaced else []
-
-
-def _refuse_other_grids(headers: Sequence[Header]) -> None:
-    first = headers[0]
-    for other in headers[1:]:
-        if other.shape != first.shape:
-            raise VolumeError(other.path, f"has the shape {other.shape}, its first channel {first.path} {first.shape}")
-        corners = np.array([[0, 0, 0, 1], [*first.shape, 1]])
-        apart = float(np.abs(corners @ (other.affine - first.affine).T).max())
-        if apart > FORM_TOLERANCE_MM:
-            raise VolumeError(other.path, f"lies {apart:.1f} mm apart from its first channel {first.path}: resample it")
-
-
-class LoadVolumed(LoadImaged):
-    """MONAI's LoadImaged with a :class:`CheckedReader`, whose errors reach the caller as they are.
-
-    Where the data hold a true ``beside_others``, a volume may need half of the memory there is at most.
+def mend(path: str | Path, volume: np.ndarray, nonfinite_share: float) -> list[str]:
+    """Replace voxels that are no numbers, in place; refuse what holds nothing.
 
     Args:
-        keys: of the paths; a list of paths becomes the channels of one volume.
+        path: for the error.
+        volume: ``(C, X, Y, Z)``.
+        nonfinite_share: up to this share of a channel, NaN and infinite voxels take its smallest finite value.
+
+    Returns:
+        What was replaced, or nothing.
+
+    Raises:
+        VolumeError: a larger share, or a channel whose every voxel is the same.
+    """
+    replaced = 0
+    for channel in volume:
+        low, high = channel.min(), channel.max()  # NaN where any is
+        if not (math.isfinite(low) and math.isfinite(high)):
+            wrong = ~np.isfinite(channel)
+            count = int(wrong.sum())
+            if count > nonfinite_share * channel.size or count == channel.size:
+                raise VolumeError(
+                    path,
+                    f"{100 * count / channel.size:.3g} % of its voxels are NaN or infinite, more than "
+                    f"{100 * nonfinite_share:g} %: repair it, or raise --nonfinite_share",
+                )
+            low = channel.min(where=~wrong, initial=np.inf)
+            channel[wrong] = low
+            high = channel.max()
+            replaced += count
+        if low == high:
+            raise VolumeError(path, f"is empty: every voxel is {low:g}")
+    return [f"{replaced} NaN or infinite voxels were replaced by the smallest value"] if replaced else []
+
+
+def read_label(path: str | Path, image: Header, num_classes: int | None = None) -> np.ndarray:
+    """The class numbers of a label, ``(X, Y, Z)`` uint8 or uint16.
+
+    Args:
+        path: of the label.
+        image: in whose grid it must lie.
+        num_classes: the classes are 0 to ``num_classes - 1``; None: any up to 65535.
+
+    Raises:
+        VolumeError: it cannot be read, has channels, lies in another grid, or holds other values.
+    """
+    header = read_header(path)
+    if header.channels > 1:
+        raise VolumeError(path, f"holds {header.channels} volumes (a fourth axis): one label per image is needed")
+    refuse_other_grid(header, image, "its image")
+    values = read_volume(path, header)[0].numpy()
+    last = 65535 if num_classes is None else num_classes - 1
+    if not (values.min() >= 0 and values.max() <= last and np.array_equal(values, np.rint(values))):
+        found = np.unique(values)
+        wrong = ", ".join(f"{v:g}" for v in found[~np.isin(found, np.arange(last + 1))][:5])
+        known = "labels are whole numbers" if num_classes is None else f"num_classes is {num_classes} (0 to {last})"
+        raise VolumeError(path, f"holds the values {wrong}, {known}: correct the label or pass --num_classes")
+    return values.astype(np.uint8 if values.max() < 256 else np.uint16)
+
+
+class CheckedLoadImaged(LoadImaged):
+    """MONAI's LoadImaged with a :class:`CheckedReader` for the image, and its label checked against it.
+
+    The label becomes ``(1, X, Y, Z)`` of class numbers with the image's own affine: what differs by rounding in the two
+    headers cannot part them any more. Errors reach the caller as they are. Where the data hold a true
+    ``beside_others``, a volume may need half of the memory there is at most.
+
+    MONAI Deploy leaves out transforms whose name contains ``LoadImage`` and brings its own image.
+
+    Args:
+        keys: of the image, and perhaps of its label; a list of paths becomes the channels of one image.
         reader_options: see :class:`CheckedReader`.
     """
 
     def __init__(self, keys: str | Sequence[str], **reader_options: Any) -> None:
+        image_key, *label_keys = ensure_tuple(keys)
+        self.label_keys = label_keys
         self.checked_reader = CheckedReader(**reader_options)
         self.modest_reader = CheckedReader(**reader_options, memory_share=0.5)
-        super().__init__(keys, reader=self.checked_reader, image_only=True, ensure_channel_first=True)
+        super().__init__(image_key, reader=self.checked_reader, image_only=True, ensure_channel_first=True)
 
     def __call__(self, data: Mapping[Hashable, Any], reader: ImageReader | None = None) -> dict[Hashable, Any]:
-        return super().__call__(data, self.modest_reader if data.get("beside_others") else self.checked_reader)
+        loaded = super().__call__(data, self.modest_reader if data.get("beside_others") else self.checked_reader)
+        image = loaded[self.keys[0]]
+        for key in self.label_keys:
+            loaded[key] = self._load_label(loaded[key], image)
+        return loaded
+
+    def _load_label(self, path: str | Path, image: MetaTensor) -> MetaTensor:
+        affine = image.affine.numpy()
+        grid = Header(str(image.meta["filename_or_obj"]), tuple(image.shape[1:]), 1, affine, np.dtype(np.float32))
+        values = read_label(path, grid, self.checked_reader.num_classes)
+        meta = {name: image.meta[name] for name in (MetaKeys.ORIGINAL_AFFINE, MetaKeys.SPATIAL_SHAPE)}
+        return MetaTensor(
+            torch.from_numpy(values[None]), affine=affine.copy(), meta=meta | {"filename_or_obj": str(path)}
+        )
 
 
 # The training range
@@ -224,5 +293,5 @@ def intensity_percentiles(channel: np.ndarray) -> list[float]:
     return [float(v) for v in np.percentile(channel[::step, ::step, ::step], PERCENTILES)]
 
 
-def _numbers(values: np.ndarray) -> str:
+def _numbers(values: Sequence[float]) -> str:
     return " x ".join(f"{v:.3g}" for v in values)

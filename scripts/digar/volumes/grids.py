@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from monai.data import MetaTensor
 from monai.transforms import MapTransform
+from monai.utils import ensure_tuple_rep
 from monai.utils.enums import MetaKeys
 from torch import Tensor
 
@@ -98,40 +99,61 @@ def working_shape(shape: Sequence[int], affine: np.ndarray, spacing: Sequence[fl
 
 
 class WorkingGridd(MapTransform):
-    """Bring a volume ``(C, X, Y, Z)`` with its affine into RAS order and to a spacing.
+    """Bring volumes ``(C, X, Y, Z)`` with their affine into RAS order and to a spacing.
+
+    A volume keeps in its metadata where it came from (``original_affine``, ``spatial_shape``), which is all that the
+    way back needs. One without an axis of channels gets it.
 
     Args:
         keys: of the volumes, MetaTensors.
-        spacing: voxel size in mm along right, anterior and superior.
+        spacing: voxel size in mm along right, anterior and superior; None: the axes are turned, nothing is resampled.
+        mode: ``linear`` for images, ``nearest`` for labels; one, or one per key.
+
+    Raises:
+        ValueError: another mode.
     """
 
-    def __init__(self, keys: str | Sequence[str], spacing: Sequence[float]) -> None:
+    def __init__(
+        self, keys: str | Sequence[str], spacing: Sequence[float] | None, mode: str | Sequence[str] = "linear"
+    ) -> None:
         super().__init__(keys)
-        self.spacing = tuple(float(s) for s in spacing)
+        self.spacing = None if spacing is None else tuple(float(s) for s in spacing)
+        self.modes = ensure_tuple_rep(mode, len(self.keys))
+        if not set(self.modes) <= {"linear", "nearest"}:
+            raise ValueError(f"mode {mode!r} must be linear or nearest")
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         moved = dict(data)
-        for key in self.key_iterator(moved):
-            moved[key] = self.to_working_grid(moved[key])
+        for key, mode in self.key_iterator(moved, self.modes):
+            moved[key] = self.to_working_grid(moved[key], mode)
         return moved
 
-    def to_working_grid(self, image: MetaTensor) -> MetaTensor:
-        source = image.affine.numpy()
+    def to_working_grid(self, image: MetaTensor, mode: str = "linear") -> MetaTensor:
+        """The volume in the working grid."""
+        values = image.cpu().numpy()
+        values = values[None] if values.ndim == 3 else values
+        source, shape = image.affine.cpu().numpy().astype(np.float64), values.shape[1:]
         axes = CanonicalAxes.of(source)
-        volume = torch.from_numpy(np.ascontiguousarray(axes.apply(image.numpy())))
-        affine = axes.turn_affine(source, image.shape[1:])
+        volume = torch.from_numpy(np.ascontiguousarray(axes.apply(values)))
+        affine = axes.turn_affine(source, shape)
         zooms = np.linalg.norm(affine[:3, :3], axis=0)
-        for axis in range(3):
-            positions = working_axis(volume.shape[1 + axis], zooms[axis], self.spacing[axis])
-            if positions is not None:
-                volume = resample(volume, 1 + axis, positions)
-                affine[:3, axis] *= self.spacing[axis] / zooms[axis]
-        return placed(volume, affine, image)
+        for axis, spacing in enumerate(self.spacing or ()):
+            positions = working_axis(volume.shape[1 + axis], zooms[axis], spacing)
+            if positions is None:
+                continue
+            if mode == "nearest":
+                nearest = (positions + 0.5).floor().long().clamp(0, volume.shape[1 + axis] - 1)
+                volume = volume.index_select(1 + axis, nearest)
+            else:
+                volume = resample(volume.float(), 1 + axis, positions)
+            affine[:3, axis] *= spacing / zooms[axis]
+        origin = {MetaKeys.ORIGINAL_AFFINE: source, MetaKeys.SPATIAL_SHAPE: np.array(shape)}
+        return placed(volume if mode == "nearest" else volume.float(), affine, image, **origin)
 
 
-def placed(volume: Tensor, affine: np.ndarray, image: MetaTensor) -> MetaTensor:
-    """A volume with an affine of its own and the other metadata of an image."""
-    meta = {name: value for name, value in image.meta.items() if name != MetaKeys.AFFINE}
+def placed(volume: Tensor, affine: np.ndarray, image: MetaTensor, **changed: Any) -> MetaTensor:
+    """A volume with an affine of its own and the other metadata of an image, some of them ``changed``."""
+    meta = {name: value for name, value in image.meta.items() if name != MetaKeys.AFFINE} | changed
     return MetaTensor(volume, affine=torch.from_numpy(affine), meta=meta)
 
 

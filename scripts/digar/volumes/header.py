@@ -1,11 +1,13 @@
-"""What a file says of its volume, and the error of a file that cannot be used as one."""
+"""What a file says of its volume, whether two files lie in one grid, and the error of a file that cannot be used."""
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+GRID_TOLERANCE_MM = 0.1  # how far two grids may place a voxel apart and still be one grid; at most half a voxel
 SHEAR_TOLERANCE = 0.01  # largest cosine between two voxel axes: 0.6 degrees off a right angle
 
 
@@ -57,3 +59,29 @@ def split_axes(path: str | Path, axes: Sequence[int]) -> tuple[tuple[int, int, i
         raise VolumeError(path, f"has the axes {'x'.join(map(str, axes))}: it is empty")
     x, y, z = (int(n) for n in axes[:3])
     return (x, y, z), (further or [1])[0]
+
+
+def distance_apart(affine: np.ndarray, other: np.ndarray, shape: Sequence[int]) -> float:
+    """How far two voxel-to-RAS affines ``(4, 4)`` place the same voxel of a volume apart at most, in mm."""
+    corners = np.array([*itertools.product(*((0, n - 1) for n in shape), (1,))])
+    return float(np.linalg.norm((corners @ (affine - other).T)[:, :3], axis=1).max())
+
+
+def refuse_other_grid(own: Header, reference: Header, role: str, remedy: str = "resample it to that grid") -> None:
+    """Refuse a volume that does not lie in the grid of another one, voxel by voxel.
+
+    Args:
+        own: of the file that is refused.
+        reference: whose grid is wanted.
+        role: what the reference is to the file, such as ``its image``.
+        remedy: what to do.
+
+    Raises:
+        VolumeError: the shapes differ, or the affines by more than ``GRID_TOLERANCE_MM`` (or half a voxel).
+    """
+    if own.shape != reference.shape:
+        shapes = ["x".join(map(str, header.shape)) for header in (own, reference)]
+        raise VolumeError(own.path, f"has {shapes[0]} voxels, {role} {reference.path} has {shapes[1]}: {remedy}")
+    apart = distance_apart(own.affine, reference.affine, own.shape)
+    if apart > min(GRID_TOLERANCE_MM, reference.spacing.min() / 2):
+        raise VolumeError(own.path, f"lies {apart:.2g} mm apart from {role} {reference.path}: {remedy}")

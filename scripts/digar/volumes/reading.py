@@ -1,6 +1,5 @@
 """Reading a volume from a file or a DICOM folder: the one way in for every workflow."""
 
-import itertools
 import logging
 import zlib
 from collections.abc import Sequence
@@ -14,7 +13,14 @@ from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
 
 from digar.volumes.dicom import SeriesHeader, is_series, series_files, series_header, series_voxels
-from digar.volumes.header import SHEAR_TOLERANCE, Header, VolumeError, split_axes
+from digar.volumes.header import (
+    GRID_TOLERANCE_MM,
+    SHEAR_TOLERANCE,
+    Header,
+    VolumeError,
+    distance_apart,
+    split_axes,
+)
 from digar.volumes.itk_files import ITK_SUFFIXES, itk_header, itk_voxels
 
 logger = logging.getLogger(__name__)
@@ -25,7 +31,7 @@ UNREADABLE = (  # what nibabel, gzip and ITK raise on damaged files
     ImageFileError, HeaderDataError, OSError, EOFError, ValueError, TypeError, LookupError, OverflowError, RuntimeError,
     zlib.error,
 )  # fmt: skip
-FORM_TOLERANCE_MM = 0.1  # how far sform and qform may lie apart before it is said
+SPACING_MM = (0.005, 15.0)  # smallest and largest edge of a voxel: beyond, the header or its unit is wrong
 
 
 def volume_suffix(path: str | Path) -> str | None:
@@ -74,7 +80,8 @@ def read_header(path: str | Path) -> Header:
 def read_volume(path: str | Path, header: Header | None = None) -> MetaTensor:
     """A volume as ``(C, X, Y, Z)`` float32 with its affine (voxel to RAS mm); axes beyond the third become C.
 
-    The voxels are those of the file, NaN and infinite ones included. What is odd about the header is logged.
+    The voxels are those of the file, NaN and infinite ones included. What is odd about the header is logged, unless the
+    caller has read it before.
 
     Args:
         path: a NIfTI, MetaImage or NRRD file, or what names a DICOM series (:mod:`digar.volumes.dicom`).
@@ -83,9 +90,10 @@ def read_volume(path: str | Path, header: Header | None = None) -> MetaTensor:
     Raises:
         VolumeError: see :func:`read_header`; or the file ends too early.
     """
-    header = header or read_header(path)
-    for warning in header.warnings:
-        logger.warning("%s: %s", path, warning)
+    if header is None:
+        header = read_header(path)
+        for warning in header.warnings:
+            logger.warning("%s: %s", path, warning)
     try:
         if isinstance(header, SeriesHeader):
             array = series_voxels(header)
@@ -116,9 +124,13 @@ def _refuse_affine(header: Header) -> None:
     """Raise a VolumeError for an affine that is not finite, has a zero or collapsed axis, or is sheared."""
     if not np.isfinite(header.affine).all():
         raise VolumeError(header.path, "its affine or spacing is not a number: correct the header")
-    if (header.spacing <= 0).any():
+    if not (header.spacing.min() >= SPACING_MM[0] and header.spacing.max() <= SPACING_MM[1]):
         spacing = " x ".join(f"{s:g}" for s in header.spacing)
-        raise VolumeError(header.path, f"its spacing is {spacing} mm: correct the header")
+        raise VolumeError(
+            header.path,
+            f"its spacing is {spacing} mm, and only {SPACING_MM[0]:g} to {SPACING_MM[1]:g} mm can be right: correct "
+            "the header",
+        )
     axes = header.affine[:3, :3] / header.spacing
     cosine = float(np.abs(axes.T @ axes - np.eye(3)).max())
     if abs(np.linalg.det(axes)) < 1e-3:
@@ -159,8 +171,7 @@ def _form_warnings(image: nib.Nifti1Pair, shape: Sequence[int]) -> tuple[str, ..
         return ("has neither sform nor qform: its orientation is a guess",)
     if sform is None or qform is None:
         return ()
-    corners = np.array([*itertools.product(*((0, n - 1) for n in shape))])
-    apart = np.linalg.norm((corners @ (sform - qform)[:3, :3].T) + (sform - qform)[:3, 3], axis=1).max()
-    if apart > FORM_TOLERANCE_MM:
+    apart = distance_apart(sform, qform, shape)
+    if apart > GRID_TOLERANCE_MM:
         return (f"sform and qform lie up to {apart:.2g} mm apart; the sform is used",)
     return ()

@@ -1,0 +1,178 @@
+"""Evaluation scores the masks that inference writes, and training sees image and label where they are stored."""
+
+import itertools
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from ignite.engine import Engine, Events
+from monai.bundle import ConfigParser, ConfigWorkflow
+from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
+
+from tests.conftest import ROOT
+from tests.inference.standins import mask_of
+
+CODES = [
+    "".join(code)
+    for axes in itertools.permutations(("LR", "PA", "IS"))
+    for code in itertools.product(*axes)
+]  # fmt: skip
+TILT = np.array([[0.96, -0.28, 0], [0.28, 0.96, 0], [0, 0, 1.0]]) @ np.diag([7.0, 9.0, 6.0])
+SHAPE = (15, 13, 18)
+
+
+def place(linear: np.ndarray = TILT) -> np.ndarray:
+    affine = np.eye(4)
+    affine[:3, :3] = linear
+    affine[:3, 3] = [-40, 25, 8]
+    return affine
+
+
+def scene(seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """An image that shows its label: bright where the label is 1."""
+    rng = np.random.default_rng(seed)
+    label = np.zeros(SHAPE, np.uint8)
+    x, y, z = rng.integers(2, 7, 3)
+    label[x : x + 5, y : y + 4, z : z + 8] = 1
+    return (rng.normal(100, 10, SHAPE) + 200 * label).astype(np.float32), label
+
+
+def forms(values: np.ndarray, sform: np.ndarray | None, qform: np.ndarray | None, **header: object) -> nib.Nifti1Image:
+    image = nib.Nifti1Image(values, None)
+    image.set_sform(sform, 2 if sform is not None else 0)
+    image.set_qform(qform, 1 if qform is not None else 0)
+    for name, value in header.items():
+        image.header[name] = value
+    return image
+
+
+def turned(values: np.ndarray, code: str) -> nib.Nifti1Image:
+    source = nib.Nifti1Image(values, place())
+    return source.as_reoriented(ornt_transform(io_orientation(source.affine), axcodes2ornt(code)))
+
+
+def stale_pixdim(mm: float) -> Callable:
+    return lambda values: forms(values, place(np.diag([-8.0, 8, 8])), None, pixdim=[1, mm, mm, mm, 1, 1, 1, 1])
+
+
+def nan_in(values: np.ndarray) -> np.ndarray:
+    broken = values.copy()
+    broken[0, 0, :20] = np.nan
+    return broken
+
+
+STALE = place(np.diag([-8.0, 8, 8]))
+ODD: dict[str, tuple[Callable, Callable]] = {  # how image and label are stored
+    "pixdim against sform": (stale_pixdim(2.0), lambda label: forms(label, STALE, STALE)),
+    "pixdim nearly as sform": (stale_pixdim(8.0005), lambda label: forms(label, STALE, STALE)),
+    "qform alone": (lambda v: forms(v, None, place()), lambda v: forms(v, None, place())),
+    "sform apart from qform": (lambda v: forms(v, place(), np.diag([9.0, 9, 9, 1])), lambda v: forms(v, place(), None)),
+    "label off by rounding": (
+        lambda v: forms(v, place(), place()),
+        lambda v: forms(v, place(TILT * 1.0005), place(TILT * 1.0005)),
+    ),
+    "axes of one": (lambda v: forms(v[..., None, None], place(), None), lambda v: forms(v[..., None], place(), None)),
+    "few voxels NaN": (lambda v: forms(nan_in(v), place(), None), lambda v: forms(v, place(), None)),
+    "coarse and fine": (
+        lambda v: forms(v, place(np.diag([3.0, -14.0, 5.0])), None),
+        lambda v: forms(v, place(np.diag([3.0, -14.0, 5.0])), None),
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def odd_task(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A task of one case per odd header, and of one per axis order."""
+    folder = tmp_path_factory.mktemp("odd")
+    kinds = ODD | {code: (lambda v, c=code: turned(v, c),) * 2 for code in CODES}
+    entries = []
+    for seed, (kind, (store_image, store_label)) in enumerate(kinds.items()):
+        entry = {"image": f"imagesTr/{kind}.nii.gz", "label": f"labelsTr/{kind}.nii.gz"}
+        for file, store, values in zip(entry.values(), (store_image, store_label), scene(seed), strict=True):
+            (folder / file).parent.mkdir(exist_ok=True)
+            nib.save(store(values), folder / file)
+        entries.append(entry)
+    (folder / "dataset.json").write_text(json.dumps({"labels": {"0": "air", "1": "box"}, "training": entries}))
+    return folder
+
+
+def configured(names: list[str], kind: str, overlay: str, **options: object) -> ConfigWorkflow:
+    files = [*(str(ROOT / "configs" / name) for name in names), overlay]
+    return ConfigWorkflow(files, str(ROOT / "configs/metadata.json"), None, workflow_type=kind, **{
+        "bundle_root": str(ROOT), "num_classes": 2, "label_names": ["air", "box"], "validation_share": 0.5, **options,
+    })  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def weights(small_overlay: str, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Random weights of two small networks."""
+    paths = []
+    for seed in range(2):
+        torch.manual_seed(seed)
+        parser = ConfigParser(ConfigParser.load_config_files([str(ROOT / "configs/inference.json"), small_overlay]))
+        parser.update({"num_classes": 2, "bundle_root": str(ROOT)})
+        network = parser.get_parsed_content("network_def")
+        paths.append(str(tmp_path_factory.mktemp("weights") / "model.pt"))
+        torch.save(network.state_dict(), paths[-1])
+    return paths
+
+
+@pytest.mark.parametrize("averaged", [False, True], ids=["plain", "mirrored ensemble"])
+def test_evaluation_scores_the_masks_of_the_folder_inference_voxel_for_voxel(
+    averaged, odd_task, weights, small_overlay, tmp_path
+):
+    options = {"weights_file": weights[0], "overlap": 0.4}
+    options |= {"mirroring": [0, 2], "ensemble": weights[1:], "largest_component": True} if averaged else {}
+    images = odd_task / "imagesTr"
+    inference = configured(
+        ["inference.json"], "inference", small_overlay, dataset_dir=str(images), output_dir=str(tmp_path / "out"),
+        **options,
+    )  # fmt: skip
+    inference.initialize()
+    inference.run()
+    evaluation = configured(
+        ["train.json", "evaluate.json"], "evaluation", small_overlay, dataset_dir=str(odd_task), part="all",
+        output_dir=str(tmp_path / "scores"), worst_pictures=0, **options,
+    )  # fmt: skip
+    evaluation.initialize()
+    scored = {}
+
+    def keep(engine: Engine) -> None:
+        for case in engine.state.output:
+            scored[Path(case["image"].meta["filename_or_obj"]).name] = case["pred"][0].numpy()
+
+    evaluation.evaluator.add_event_handler(Events.ITERATION_COMPLETED, keep)
+    evaluation.run()
+    assert [outcome.reason for outcome in inference.evaluator.outcomes if outcome.status != "done"] == []
+    assert len(scored) == len(ODD) + len(CODES)
+    for name, prediction in scored.items():
+        mask = mask_of(tmp_path / "out" / name.replace(".nii.gz", "_mask.nii.gz"))
+        np.testing.assert_array_equal(prediction, mask, err_msg=name)
+    assert sum(mask.any() and not mask.all() for mask in scored.values()) > 20
+
+
+def test_training_and_validation_see_every_label_on_its_image(odd_task, small_overlay, tmp_path):
+    training = configured(
+        ["train.json"], "training", small_overlay, dataset_dir=str(odd_task), output_dir=str(tmp_path),
+        weights_file=str(tmp_path / "model.pt"),
+    )  # fmt: skip
+    training.parser["train#augment"] = []
+    training.initialize()
+    seen = 0
+    for part in ("train", "validate"):
+        for case in training.parser.get_parsed_content(f"{part}#dataset"):
+            image, label = case["image"], case["label"]
+            if part == "train":
+                assert image.shape == label.shape
+                bright = image[0].numpy()
+                inside = label[0].numpy() > 0
+                assert np.corrcoef(bright.ravel(), inside.ravel())[0, 1] > 0.75, image.meta["filename_or_obj"]
+            else:
+                stored = nib.load(image.meta["filename_or_obj"].replace("imagesTr", "labelsTr"))
+                np.testing.assert_array_equal(label[0].numpy(), np.asarray(stored.dataobj).reshape(stored.shape[:3]))
+            seen += 1
+    assert seen == len(ODD) + len(CODES)
