@@ -3,8 +3,9 @@
     python -m benchmarks.tables            # fills every page of docs/experiments
 
 ``docs/experiments/data/NAME.json`` holds the tables of the page ``docs/experiments/NAME.md``: name to ``columns`` and
-``rows``. In the page a table stands between ``<!-- table NAME -->`` and ``<!-- end -->``; what is around it is prose. A
-test holds each page against its numbers.
+``rows``. Where an experiment was planned (``benchmarks/experiments``), its tables are computed from the results of its
+runs, ``docs/experiments/data/NAME/*.json``, and its figures drawn. In the page a table stands between
+``<!-- table NAME -->`` and ``<!-- end -->``; what is around it is prose. A test holds each page against its numbers.
 """
 
 import json
@@ -12,6 +13,11 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from benchmarks.experiments.pages import draw_figures
+from benchmarks.experiments.pages import tables as computed_tables
+from benchmarks.experiments.protocol import names, read_protocol
+from benchmarks.experiments.scores import RESULTS, read_results
 
 FOLDER = Path(__file__).parents[1] / "docs/experiments"
 PLACE = re.compile(r"<!-- table (\w+) -->\n.*?<!-- end -->", re.DOTALL)
@@ -35,19 +41,31 @@ def filled(page: str, tables: Mapping[str, Any]) -> str:
     return PLACE.sub(lambda place: f"<!-- table {place[1]} -->\n{markdown(tables[place[1]])}\n<!-- end -->", page)
 
 
+def planned(page: Path) -> bool:
+    """Whether the page is that of a planned experiment."""
+    return page.stem in names()
+
+
 def pages() -> list[Path]:
     """The pages that have numbers beside them."""
-    return [FOLDER / f"{file.stem}.md" for file in sorted((FOLDER / "data").glob("*.json"))]
+    written = {file.stem for file in (FOLDER / "data").glob("*.json")} | {
+        name for name in names() if (FOLDER / f"{name}.md").is_file()
+    }
+    return [FOLDER / f"{name}.md" for name in sorted(written)]
 
 
 def numbers(page: Path) -> dict[str, Any]:
     """The tables of a page."""
+    if planned(page):
+        return computed_tables(read_protocol(page.stem), read_results(RESULTS / page.stem))
     return json.loads((FOLDER / "data" / f"{page.stem}.json").read_text(encoding="utf-8"))
 
 
 def main() -> None:
     for page in pages():
         page.write_text(filled(page.read_text(encoding="utf-8"), numbers(page)), encoding="utf-8")
+        if planned(page):
+            draw_figures(read_protocol(page.stem), read_results(RESULTS / page.stem), FOLDER.parent / "pictures")
         print(page.relative_to(FOLDER.parents[1]))
 
 

@@ -57,7 +57,7 @@ def status(experiments: Sequence[str], state: Path) -> int:
 
 
 def collect(state: Path) -> int:
-    """Copy finished results into the repository, where they are committed."""
+    """Copy finished results beside the pages of results, where they are committed."""
     for name in names():
         for file in (state / name / "results").glob("*.json"):
             with whole_file(RESULTS / name / file.name) as temporary:
@@ -68,7 +68,7 @@ def collect(state: Path) -> int:
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
-    options = {name: commands.add_parser(name) for name in ("run", "job", "status", "collect", "report")}
+    options = {name: commands.add_parser(name) for name in ("run", "job", "status", "collect")}
     for name in ("run", "status"):
         options[name].add_argument("experiments", nargs="+", help=", ".join(names()))
     options["job"].add_argument("experiment")
@@ -87,12 +87,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return do(given.experiment, given.name, given.protocols, given.data, given.state)
     if given.command == "status":
         return status(given.experiments, given.state)
-    if given.command == "collect":
-        return collect(given.state)
-    from benchmarks.experiments.pages import write_pages
-
-    write_pages()
-    return 0
+    return collect(given.state)
 
 
 if __name__ == "__main__":

@@ -78,7 +78,10 @@ def split_patients(cases: Sequence[Case], split: Split, fold: int = 0) -> Parts:
         named = {part: [c.patient for c in cases if c.part == part] for part in ("training", "validation", "test")}
         return Parts(named["training"], named["validation"], named["test"])
     order = in_turn({case.patient: case.group for case in cases}, split.seed)
-    score = order[fold :: split.folds] if split.folds else order[: split.score]
+    first, end = 0, split.score
+    if split.folds:  # neighbours in the order are of different classes
+        first, end = (round(len(order) * number / split.folds) for number in (fold, fold + 1))
+    score = order[first:end]
     others = [patient for patient in order if patient not in set(score)]
     return Parts(others[split.tune :], others[: split.tune], score)
 

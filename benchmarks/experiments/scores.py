@@ -11,7 +11,7 @@ from benchmarks.experiments.protocol import Job, Protocol
 from benchmarks.experiments.statistics import Scores
 
 Row = dict[str, Any]
-RESULTS = Path(__file__).parent / "results"  # committed
+RESULTS = Path(__file__).parents[2] / "docs/experiments/data"  # committed, a folder for each experiment
 
 
 def result_file(state: Path, job: str) -> Path:
