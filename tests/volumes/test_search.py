@@ -5,8 +5,11 @@ import logging
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 from digar.volumes.search import case_name, case_names, find_volumes
+
+from tests.dicom_files import write_series
 
 
 def touch(*files: Path) -> None:
@@ -36,6 +39,16 @@ def test_a_folder_of_dicom_files_is_one_volume_beside_those_in_it(tmp_path):
         (tmp_path / name).write_bytes(bytes(128) + b"DICM")
     touch(tmp_path / "s/a.nii", tmp_path / "s/0.txt")
     assert found(tmp_path) == ["s", "s/a.nii", "t"]
+
+
+def test_series_that_share_a_folder_are_named_by_their_uids_and_one_in_two_folders_is_one(tmp_path):
+    values = np.zeros((3, 3, 4), np.int16)
+    for uid in ("1.2.3", "1.2.4"):
+        write_series(tmp_path / "study", values, np.eye(4), uid, name=uid + "-{}")
+    files = write_series(tmp_path / "patient/a", values, np.eye(4))
+    (tmp_path / "patient/b").mkdir()
+    files[0].rename(tmp_path / "patient/b/x")
+    assert found(tmp_path) == ["patient", "study/1.2.3", "study/1.2.4"]
 
 
 def test_a_folder_with_a_volumes_name_is_searched(tmp_path):

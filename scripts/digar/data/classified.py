@@ -12,6 +12,7 @@ from monai.data import ImageReader, MetaTensor
 from digar.data.datalists import Case, split_cases
 from digar.volumes.checks import WARNINGS, CheckedLoadImaged, mend
 from digar.volumes.files import read_table
+from digar.volumes.reading import volume_exists
 from digar.volumes.search import case_names
 
 PARTS = ("training", "validation", "test")
@@ -62,7 +63,7 @@ def _table_cases(path: Path, classes: Sequence[str], validation_share: float, se
         case = {"image": str(file), "label": list(classes).index(row["class"]), "part": row.get("part", PARTS[0])}
         cases.append(case)
         patients.setdefault(row.get("patient") or str(file), []).append(case)
-    missing = [case["image"] for case in cases if not Path(case["image"]).exists()]
+    missing = [case["image"] for case in cases if not volume_exists(case["image"])]
     if missing:
         raise FileNotFoundError(f"{path} lists files that are missing: {', '.join(missing)}")
     for case, name in zip(cases, case_names([case["image"] for case in cases]), strict=True):

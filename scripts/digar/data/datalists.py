@@ -12,7 +12,7 @@ from tqdm import tqdm
 from digar.volumes.checks import WARNINGS
 from digar.volumes.files import read_json
 from digar.volumes.header import VolumeError
-from digar.volumes.reading import VOLUME_SUFFIXES
+from digar.volumes.reading import VOLUME_SUFFIXES, volume_exists
 from digar.volumes.search import find_volumes
 
 Case = dict[str, Any]
@@ -52,7 +52,7 @@ def _task_entries(folder: Path) -> list:
 
 
 def _refuse_missing(folder: Path, cases: Sequence[Case]) -> None:
-    missing = [path for case in cases for path in case.values() if not Path(path).is_file()]
+    missing = [path for case in cases for path in case.values() if not volume_exists(path)]
     if missing:
         raise FileNotFoundError(f"{folder / 'dataset.json'} lists files that are missing: {', '.join(missing)}")
 

@@ -10,8 +10,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from digar.volumes.dicom import is_series
 from digar.volumes.files import printable, read_json, read_rows, read_text, row_of
-from digar.volumes.reading import volume_suffix
+from digar.volumes.reading import volume_exists, volume_suffix
 from digar.volumes.search import case_name, find_volumes
 
 Case = dict[str, Any]
@@ -28,9 +29,9 @@ def find_cases(
 ) -> list[Case]:
     """The cases of a run, sorted by name.
 
-    A folder is searched through, see :func:`digar.volumes.search.find_volumes`; a sub-folder of DICOM files is one
-    case. With several ``in_channels`` the files ``a_0000.nii.gz``, ``a_0001.nii.gz`` ... are the channels of one case.
-    Sub-folders are mirrored below ``output_dir``, those of a list from the folder on that all its files lie in.
+    A folder is searched through, see :func:`digar.volumes.search.find_volumes`; a DICOM series is one case. With
+    several ``in_channels`` the files ``a_0000.nii.gz``, ``a_0001.nii.gz`` ... are the channels of one case. Sub-folders
+    are mirrored below ``output_dir``, those of a list from the folder on that all its files lie in.
     Inputs whose masks would have the same name keep their ending in it; a name that would be too long is cut, and told
     apart by its hash. What a list names twice is taken once.
 
@@ -51,12 +52,12 @@ def find_cases(
         ValueError: the list cannot be read, or the output is the input folder.
     """
     source, output = Path(dataset_dir).absolute(), Path(output_dir).absolute()
-    if not source.exists():
+    if not volume_exists(source):
         raise FileNotFoundError(f"dataset_dir {source} does not exist: pass --dataset_dir with a folder, file or list")
     if source.is_file() and source.suffix.lower() in LIST_SUFFIXES:
         entries = _listed(source)
         root = os.path.commonpath([os.path.dirname(os.path.abspath(files[0])) for files in entries])
-    elif source.is_file():
+    elif not source.is_dir():
         entries, root = [[str(source)]], str(source.parent)
     else:
         if source.resolve() == output.resolve():
@@ -106,7 +107,7 @@ def _table_entries(file: Path) -> list[list[str]]:
     """Column ``image``, or the first one; the first row is a header if it names no volume."""
     rows = read_rows(file)
     first = rows[0][1] if rows else [""]
-    headed = "image" in first or not (volume_suffix(first[0]) or (file.parent / first[0]).is_dir())
+    headed = "image" in first or not (volume_suffix(first[0]) or is_series(file.parent / first[0]))
     column = first.index("image") if "image" in first else 0
     entries = []
     for line, row in rows[headed:]:

@@ -17,9 +17,12 @@ from typing import NamedTuple
 
 import numpy as np
 import pydicom
+from tqdm import tqdm
 
 from digar.volumes.dicom_frames import UNREADABLE_DICOM, Frame, read_frames, stack
+from digar.volumes.files import printable
 from digar.volumes.header import Header, VolumeError
+from digar.volumes.walk import walk
 
 logger = logging.getLogger(__name__)
 
@@ -36,19 +39,21 @@ class SeriesHeader(Header):
 
 
 def is_dicom(file: str | Path) -> bool:
-    """Whether a file begins as DICOM files do, or its name says so; a file that cannot be opened is not DICOM."""
+    """Whether a file begins as DICOM files do, or its name says so; what cannot be opened, or is no file, is not."""
+    file = Path(file)
     try:
-        with open(file, "rb") as stream:
-            start = stream.read(132)
+        if not file.is_file():  # a pipe would wait
+            return False
+        with file.open("rb") as stream:
+            return stream.read(132)[128:] == b"DICM" or file.suffix.lower() in DICOM_SUFFIXES
     except OSError:
         return False
-    return start[128:] == b"DICM" or Path(file).suffix.lower() in DICOM_SUFFIXES
 
 
 def is_series(path: str | Path) -> bool:
     """Whether a path can name a DICOM series: a folder, ``FOLDER/SERIES_UID``, or a DICOM file."""
     path = Path(path)
-    return path.is_dir() or _uid(path) is not None or (path.is_file() and is_dicom(path))
+    return path.is_dir() or _uid(path) is not None or is_dicom(path)
 
 
 def find_series(files: Iterable[Path]) -> dict[Path, list[Path]]:
@@ -64,10 +69,10 @@ def find_series(files: Iterable[Path]) -> dict[Path, list[Path]]:
         The path that names each series, and its files. It is the folder that holds all of them if that, with the
         folders below, holds nothing of other series.
     """
-    series: dict[str, list[Path]] = defaultdict(list)
+    series: dict[str | Path, list[Path]] = defaultdict(list)  # by UID; damaged files by their folder
     damaged: list[Path] = []
     others: set[str] = set()
-    for file in files:
+    for file in tqdm(files, desc="DICOM files", unit="", delay=3, leave=False):
         identity = identify(file)
         if identity is None:
             damaged.append(file)
@@ -76,20 +81,21 @@ def find_series(files: Iterable[Path]) -> dict[Path, list[Path]]:
         else:
             others.add(f"{file.parent}: {identity.kind}")
     for other in sorted(others):
-        logger.info("%s is no image and left out", other)
+        logger.info("%s is no image and left out", printable(other))
     for file in damaged:
         beside = [found for found in series.values() if any(other.parent == file.parent for other in found)]
-        for found in beside or [series[""]]:
+        for found in beside or [series[file.parent]]:
             found.append(file)
-    folders: dict[Path, set[str]] = defaultdict(set)  # the series in each folder and below
-    for uid, found in series.items():
+    folders: dict[Path, set[str | Path]] = defaultdict(set)  # the series in each folder and below
+    for key, found in series.items():
         for folder in {file.parent for file in found}:
             for above in (folder, *folder.parents):
-                folders[above].add(uid)
+                folders[above].add(key)
     named = {}
-    for uid, found in series.items():
+    for key, found in series.items():
         common = Path(os.path.commonpath([file.parent for file in found]))
-        named[common if len(folders[common]) == 1 else common / uid] = sorted(found)
+        alone = len(folders[common]) == 1 or not key or isinstance(key, Path)
+        named[common if alone else common / str(key)] = sorted(found)
     return dict(sorted(named.items()))
 
 
@@ -109,6 +115,8 @@ def series_files(path: str | Path) -> list[Path]:
         if files := next(of_uid, None):
             return files
         raise VolumeError(path, f"there is no DICOM series of this SeriesInstanceUID below {path.parent}")
+    if path in found:
+        return found[path]
     if len(found) > 1:
         names = ", ".join(f"{named} ({describe_series(files)['SeriesDescription']})" for named, files in found.items())
         raise VolumeError(path, f"holds {len(found)} DICOM series: name one of them: {names}"[:2000])
@@ -203,12 +211,17 @@ def _uid(path: Path) -> str | None:
 
 
 def _dicom_files(folder: Path) -> Iterator[Path]:
-    """The DICOM files in a folder and below; hidden ones are left out."""
-    for place, folders, names in os.walk(folder):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in sorted(names):
-            if not name.startswith(".") and name != "DICOMDIR" and is_dicom(Path(place, name)):
-                yield Path(place, name)
+    """The DICOM files in a folder and below, see :func:`digar.volumes.walk.walk`.
+
+    Raises:
+        VolumeError: a folder cannot be opened, so that slices may be missing.
+    """
+    for place, entries in walk(folder):
+        if entries is None:
+            raise VolumeError(folder, f"{place} cannot be opened: slices in it would be missing")
+        for entry in entries:
+            if entry.name != "DICOMDIR" and is_dicom(entry.path):
+                yield Path(entry.path)
 
 
 def _decode(file: Path, frames: Mapping[int, Frame], volume: np.ndarray) -> None:

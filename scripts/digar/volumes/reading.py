@@ -40,6 +40,11 @@ def volume_suffix(path: str | Path) -> str | None:
     return next((suffix for suffix in VOLUME_SUFFIXES if name.endswith(suffix)), None)
 
 
+def volume_exists(path: str | Path) -> bool:
+    """Whether there is what a path names: a file, or a DICOM series."""
+    return Path(path).exists() or is_series(path)
+
+
 def volume_files(path: str | Path) -> list[Path]:
     """The files that a volume is read from: those of a DICOM series, or the file itself.
 
@@ -58,7 +63,7 @@ def read_header(path: str | Path) -> Header:
         VolumeError: missing, unreadable, not a volume of numbers, flat, or with an unusable affine.
     """
     series = is_series(path)
-    if not series and not Path(path).exists():
+    if not volume_exists(path):
         raise VolumeError(path, "there is no such file")
     try:
         if series:

@@ -3,13 +3,13 @@
 import logging
 import os
 import re
-from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from digar.volumes.dicom import is_dicom
+from digar.volumes.dicom import find_series, is_dicom
 from digar.volumes.files import printable
 from digar.volumes.reading import volume_suffix
+from digar.volumes.walk import walk
 
 logger = logging.getLogger(__name__)
 JOURNAL = "journal.jsonl"  # lies in the output folder of every folder inference
@@ -17,56 +17,34 @@ JOURNAL_BEGIN = re.compile(rb'\s*\{"(?:run|name)": "')
 
 
 def find_volumes(folder: str | Path, leave_out: Iterable[str | Path] = ()) -> list[str]:
-    """The volumes below a folder, sorted: NIfTI, MetaImage and NRRD files, and folders that hold DICOM files.
+    """The volumes below a folder, sorted: NIfTI, MetaImage and NRRD files, and the paths that name DICOM series.
 
-    Left out are hidden files and folders (macOS' ``._*`` among them), and output folders of folder inferences, whose
-    masks are no images. Links to folders are followed, but no folder is searched twice. A folder that cannot be opened
-    is among the results, so that whoever reads it tells why.
+    Left out are hidden files and folders (macOS' ``._*`` among them), output folders of folder inferences, whose masks
+    are no images, and DICOM files without an image. Links to folders are followed, but no folder is searched twice. A
+    folder that cannot be opened is among the results, so that whoever reads it tells why.
 
     Args:
         folder: to search; it may be an output folder itself.
         leave_out: further folders that are not searched.
     """
     found: list[str] = []
-    seen = {os.path.realpath(place) for place in leave_out}
-    waiting = deque([(str(folder), os.path.realpath(folder))])  # path, and where it really lies
-    while waiting:
-        here, place = waiting.popleft()
-        if place in seen:
-            logger.info("%s leads to %s, which is searched once", printable(here), printable(place))
-            continue
-        seen.add(place)
-        try:
-            with os.scandir(here) as entries:
-                listed = sorted((entry for entry in entries if entry.name[:1] != "."), key=lambda entry: entry.name)
-        except OSError as error:
-            logger.warning("%s cannot be searched: %s", printable(here), error.strerror)
-            found.append(here)
-            continue
-        if here != str(folder) and is_run_output(here, (entry.name for entry in listed)):
-            logger.info("%s is the output folder of a run: its masks are no images", printable(here))
-            continue
-        series = False
-        for entry in listed:
-            link = entry.is_symlink()
-            if _certain(entry.is_dir):
-                # links come last, so that a folder is called by its own path
-                (waiting.append if link else waiting.appendleft)(
-                    (entry.path, os.path.realpath(entry.path) if link else os.path.join(place, entry.name))
-                )
-            elif volume_suffix(entry.name):
-                found += [entry.path] if link or entry.is_file() else []  # a broken link too: its name is to be told
-            elif not series and entry.name != "DICOMDIR" and _certain(entry.is_file):
-                series = is_dicom(entry.path)
-        found += [here] if series else []
+    dicom: list[Path] = []
+    for here, entries in walk(folder, leave_out, _is_run_output):
+        found += [here] if entries is None else []
+        for entry in entries or ():
+            if volume_suffix(entry.name):  # a broken link too: its name is to be told
+                found += [entry.path] if entry.is_symlink() or entry.is_file() else []
+            elif entry.name != "DICOMDIR" and is_dicom(entry.path):
+                dicom.append(Path(entry.path))
+    found += [str(path) for path in find_series(dicom)]
     return sorted(found, key=lambda path: path.split(os.sep))
 
 
-def _certain(question: Callable[[], bool]) -> bool:
-    try:
-        return question()
-    except OSError:  # a link to itself
+def _is_run_output(folder: str, names: Iterable[str]) -> bool:
+    if not is_run_output(folder, names):
         return False
+    logger.info("%s is the output folder of a run: its masks are no images", printable(folder))
+    return True
 
 
 def is_run_output(folder: str | Path, names: Iterable[str]) -> bool:
