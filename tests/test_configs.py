@@ -8,6 +8,7 @@ from pathlib import Path
 
 import jsonschema
 import pytest
+from digar.data.task import read_task
 from monai.bundle import ConfigParser
 
 from tests.conftest import ROOT
@@ -44,17 +45,20 @@ def strings(value: object) -> Iterator[str]:
             yield from strings(item)
 
 
-# One network in all workflows
+# One task in all workflows
+
+FROM_TASK = (  # ids that hold what the task says unless the command line says otherwise
+    "in_channels", "num_classes", "spacing", "roi_size", "patch_size", "network_size", "attention", "dilation", "head",
+    "feature_size", "intensity_rule",
+)  # fmt: skip
 
 
-def trained_network() -> dict:
-    """The network that training declares, without what saves memory there and changes no result."""
-    return {name: value for name, value in load("train.json")["network_def"].items() if name != "checkpointing"}
-
-
-@pytest.mark.parametrize("key", ["spacing", "roi_size", "num_classes", "in_channels", "intensity"])
-def test_training_and_inference_declare_the_same(key):
-    assert load("train.json")[key] == load("inference.json")[key]
+@pytest.mark.parametrize("name", ["train.json", "inference.json", "pretrain.yaml"])
+def test_the_numbers_of_the_network_come_from_the_task(name):
+    config = load(name)
+    values = {key: config[key] for key in FROM_TASK if key in config}
+    assert len(values) >= 6
+    assert all(str(value).startswith("$@task_def.") for value in values.values())
 
 
 @pytest.mark.parametrize("key", ["overlap", "window_batch", "foreground", "mirroring", "largest_component", "inferer"])
@@ -78,21 +82,9 @@ def test_evaluation_and_inference_bring_volumes_in_and_masks_out_in_one_way():
 
 
 def test_training_and_inference_declare_the_same_network():
-    assert trained_network() == load("inference.json")["network_def"]
-
-
-def test_training_and_inference_give_the_networks_references_the_same_values():
-    configs = [load(name) for name in ("train.json", "inference.json")]
-    references = [value[1:] for value in trained_network().values() if str(value).startswith("@")]
-    assert len(references) >= 7
-    for name in references:
-        assert configs[0][name] == configs[1][name], name
-
-
-def test_pretraining_builds_the_backbone_that_training_starts_from():
-    pretraining, training = load("pretrain.yaml"), load("train.json")
-    for name in ("in_channels", "spacing", "patch_size", "network_size", "attention", "dilation"):
-        assert pretraining[name] == training[name], name
+    training, inference = load("train.json"), load("inference.json")
+    for key in (*FROM_TASK, "network_def", "intensity", "run_task"):
+        assert training[key] == inference[key], key
 
 
 @pytest.mark.parametrize("overlay", ["demo.json", "base.json", "exported.json"])
@@ -162,13 +154,19 @@ def test_the_changelog_tells_of_the_version():
     assert METADATA["changelog"][METADATA["version"]]
 
 
-@pytest.mark.parametrize("name", ["train.json", "inference.json"])
-def test_the_metadata_tells_the_networks_channels_and_shape(name):
-    config = load(name)
+def test_the_metadata_tells_what_the_shipped_task_says():
+    task = read_task(ROOT / "models/task.yaml")
     image, prediction = (METADATA["network_data_format"][key] for key in ("inputs", "outputs"))
-    assert image["image"]["num_channels"] == config["in_channels"]
-    assert prediction["pred"]["num_channels"] == config["num_classes"]
-    assert image["image"]["spatial_shape"] == prediction["pred"]["spatial_shape"] == config["roi_size"]
+    assert image["image"]["num_channels"] == task.in_channels
+    assert prediction["pred"]["num_channels"] == task.num_classes
+    assert image["image"]["spatial_shape"] == prediction["pred"]["spatial_shape"] == list(task.crop)
+    named = {str(value): name for value, name in task.labels.items()}
+    assert prediction["pred"]["channel_def"] == {"0": "background"} | named
+
+
+@pytest.mark.parametrize("name", ["model.pt", "task.yaml"])
+def test_the_default_model_is_a_copy_of_the_hippocampus_model(name):
+    assert (ROOT / "models" / name).read_bytes() == (ROOT / "models/hippocampus" / name).read_bytes()
 
 
 def test_every_channel_of_the_metadata_has_a_name():

@@ -335,9 +335,7 @@ def test_weights_of_another_network_are_refused(task: Path, small_overlay: str, 
     options = {"weights_file": str(trained / "model.pt"), "output_dir": str(tmp_path), "num_classes": 3}
     with pytest.raises(RuntimeError) as caught:
         run(["inference.json"], small_overlay, "inference", dataset_dir=str(task / "imagesTs"), **options)
-    message = str(root_cause(caught.value))
-    assert "head.out.conv.conv.weight (7," in message
-    assert "instead of (3," in message
+    assert "trained for another task than this run has" in str(root_cause(caught.value))
 
 
 def test_a_wrong_number_of_classes_is_refused_before_training(task: Path, small_overlay: str, tmp_path: Path) -> None:

@@ -10,7 +10,6 @@ from pathlib import Path
 import monai.bundle
 import pytest
 import torch
-from digar.data.training_range import read_training_range
 from monai.bundle import ConfigParser, ConfigWorkflow
 from release import bundle_files
 
@@ -182,7 +181,3 @@ def test_training_in_two_processes_passes_the_zoos_unit_test(task: Path, tmp_pat
     assert (tmp_path / "model.pt").is_file()
     events = json.dumps(sorted(file.name for file in (tmp_path / "training/tensorboard").iterdir()))
     assert "process_1" in events
-
-
-def test_the_training_range_in_the_metadata_is_that_of_the_shipped_weights() -> None:
-    assert read_training_range(ROOT / "configs/metadata.json", WEIGHTS) is not None

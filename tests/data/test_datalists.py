@@ -10,18 +10,22 @@ import numpy as np
 import pytest
 from digar.data.datalists import (
     check_cases,
-    check_label_names,
+    check_labels,
     image_files,
+    label_names,
     label_subset,
     labelled_cases,
     labelled_part,
     scans,
     split_cases,
 )
+from digar.data.phantoms import LABELS as PHANTOMS
 from digar.volumes.checks import CheckedLoadImaged
 
 NAMES = ("delta", "alpha", "echo", "bravo", "charlie", "hotel", "golf", "foxtrot")  # not in alphabetical order
 CASES = [{"image": f"{number}.nii.gz"} for number in range(20)]
+TRAINED = {1: "anterior", 2: "posterior"}
+PHANTOM_LABELS = {value: name for name, value in PHANTOMS.items() if value}
 READERS = pytest.mark.parametrize("read", [labelled_cases, scans, image_files])
 
 
@@ -111,13 +115,12 @@ def test_a_file_in_place_of_the_folder_is_refused(read, tmp_path):
         read(tmp_path / "scan.nii.gz")
 
 
-@pytest.mark.parametrize("read", [labelled_cases, lambda folder: check_label_names(folder, 3)])
-def test_a_folder_without_description_is_no_task_and_the_error_tells_what_a_task_holds(read, tmp_path):
+def test_a_folder_without_description_is_no_task_and_the_error_tells_what_a_task_holds(tmp_path):
     with pytest.raises(FileNotFoundError, match=f"{tmp_path} is no MSD task.*dataset.json, imagesTr and labelsTr"):
-        read(tmp_path)
+        labelled_cases(tmp_path)
 
 
-@pytest.mark.parametrize("read", [labelled_cases, scans, lambda folder: check_label_names(folder, 3)])
+@pytest.mark.parametrize("read", [labelled_cases, scans])
 def test_a_broken_description_is_named_with_the_place_of_its_error(read, tmp_path):
     (tmp_path / "dataset.json").write_text('{\n"training": [,]\n}')
     with pytest.raises(ValueError, match=f"{tmp_path}/dataset.json is not valid JSON: .*line 2"):
@@ -236,8 +239,8 @@ def test_smaller_shares_of_the_labels_are_parts_of_larger_ones():
 
 
 def test_another_draw_of_labels_keeps_the_same_cases_held_out(task):
-    drawn = [labelled_part(task, 7, 0.4, 0, "training", 0.4, label_seed) for label_seed in range(4)]
-    held_out = labelled_part(task, 7, 0.4, 0, "validation")
+    drawn = [labelled_part(task, PHANTOM_LABELS, 0.4, 0, "training", 0.4, label_seed) for label_seed in range(4)]
+    held_out = labelled_part(task, PHANTOM_LABELS, 0.4, 0, "validation")
     assert len({case["image"] for cases in drawn for case in cases}) > 1
     assert not [case for cases in drawn for case in cases if case in held_out]
 
@@ -263,17 +266,54 @@ def test_a_label_ratio_out_of_range_is_refused(ratio):
 LABELS = {"0": "background", "1": "anterior", "2": "posterior"}
 
 
+def labelled_data(folder: Path, **description: object) -> Path:
+    """A task of one case whose files are empty."""
+    touch(*(folder / path for path in entry("a").values()))
+    return write_description(folder, training=[entry("a")], **description)
+
+
 @pytest.mark.parametrize("description", [{"labels": LABELS}, {"labels": {}}, {}], ids=["fits", "empty", "none"])
-def test_label_names_that_fit_or_are_not_given_are_accepted(description, tmp_path):
-    assert check_label_names(write_description(tmp_path, **description), 3) is None
+def test_labels_that_fit_or_are_not_named_are_accepted(description, tmp_path):
+    assert check_labels(labelled_data(tmp_path, **description), TRAINED) is None
 
 
-@pytest.mark.parametrize("num_classes", [2, 4])
-def test_another_number_of_label_names_is_refused_with_the_option_to_pass(num_classes, tmp_path):
-    write_description(tmp_path, labels=LABELS)
-    message = f"{tmp_path}/dataset.json names 3 labels .*posterior.*num_classes is {num_classes}: pass --num_classes 3"
+@pytest.mark.parametrize("labels", [{1: "anterior"}, {1: "a", 2: "b", 3: "c"}])
+def test_another_number_of_labels_is_refused_with_what_to_do(labels, tmp_path):
+    labelled_data(tmp_path, labels=LABELS)
+    message = (
+        f"has the labels 1 anterior, 2 posterior, num_classes is {len(labels) + 1}: "
+        f".*digar plan {tmp_path}.*pass --num_classes 3"
+    )
     with pytest.raises(ValueError, match=message):
-        check_label_names(tmp_path, num_classes)
+        check_labels(tmp_path, labels)
+
+
+@pytest.mark.parametrize("labels", [{1: "posterior", 2: "anterior"}, {1: "liver", 2: "tumour"}])
+def test_other_or_swapped_names_are_refused(labels, tmp_path):
+    labelled_data(tmp_path, labels=LABELS)
+    with pytest.raises(ValueError, match="has the labels 1 anterior, 2 posterior, the network 1 "):
+        check_labels(tmp_path, labels)
+
+
+def test_a_name_written_in_another_way_is_warned_of_and_labels_without_names_fit_any(tmp_path, caplog):
+    labelled_data(tmp_path, labels=LABELS)
+    check_labels(tmp_path, {1: "Anterior", 2: "back"})
+    assert "calls label 2 posterior, the task calls it back" in caplog.text
+    check_labels(tmp_path, {1: "label 1", 2: "label 2"})
+    assert label_names(tmp_path, {1: "label 1", 2: "label 2"}) == ["anterior", "posterior"]
+
+
+def test_a_network_without_labels_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="names no labels: write a task"):
+        check_labels(labelled_data(tmp_path, labels=LABELS), {})
+
+
+def test_labels_go_by_their_number_not_by_their_order(tmp_path):
+    names = {str(value): f"organ {value}" for value in range(13)}
+    labelled_data(tmp_path, labels=dict(sorted(names.items())))  # "0", "1", "10", "11", "12", "2", ...
+    labels = {value: f"organ {value}" for value in range(1, 13)}
+    assert check_labels(tmp_path, labels) is None
+    assert label_names(tmp_path, labels) == list(labels.values())
 
 
 def write_volume(path: Path, values: np.ndarray, affine: np.ndarray | None = None) -> str:
@@ -302,17 +342,17 @@ def problem(case: dict[str, str]) -> str:
 
 
 def test_cases_in_order_pass_the_check(case):
-    assert check_cases([case, case], LOAD) is None
+    assert [facts.labels for facts in check_cases([case, case], LOAD)] == [[1, 2], [1, 2]]
 
 
 def test_whole_numbers_stored_as_floats_are_fine(case):
     write_volume(Path(case["label"]), random_labels().astype(np.float32))
-    assert check_cases([case], LOAD) is None
+    assert len(check_cases([case], LOAD)) == 1
 
 
 def test_an_image_of_several_channels_is_fine(case):
     write_volume(Path(case["image"]), np.random.default_rng(0).random((6, 7, 8, 2)).astype(np.float32))
-    assert check_cases([case], LOAD) is None
+    assert len(check_cases([case], LOAD)) == 1
 
 
 @pytest.mark.parametrize("broken", ["image", "label"])
@@ -367,7 +407,7 @@ def test_a_label_of_another_format_is_read(case):
     image.SetSpacing(np.linalg.norm(affine[:3, :3], axis=0))
     image.SetOrigin(affine[:3, 3])
     itk.imwrite(image, str(nrrd))
-    assert check_cases([{**case, "label": str(nrrd)}], LOAD) is None
+    assert check_cases([{**case, "label": str(nrrd)}], LOAD)[0].labels == [1, 2]
 
 
 def test_no_case_at_all_is_refused() -> None:

@@ -1,4 +1,4 @@
-"""The config that is derived from a data set: what follows from spacing, size, channels, modality and labels."""
+"""The task that is derived from data: what follows from spacing, size, channels, modality and labels."""
 
 import csv
 import json
@@ -8,20 +8,18 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-import yaml
+from digar.data.phantoms import write_phantoms
 from digar.data.planning import (
     BATCH_SIZE,
-    DILATION,
-    FINEST_PATCH,
-    VALIDATION_SHARE,
+    PRETRAINING_BATCH_SIZE,
     choose_crop,
     choose_epochs,
     choose_patch,
-    fingerprint,
-    main,
+    plan,
     step_memory,
     target_spacing,
 )
+from digar.data.task import Task, read_task
 from digar.networks import SegmentationNetwork
 from monai.bundle import ConfigParser
 
@@ -64,43 +62,53 @@ def write_task(
     return folder
 
 
-def derive(task: Path, output: Path, **options: float) -> dict:
-    fingerprint(task, output, **options)
-    return ConfigParser.load_config_file(str(output))
+def derive(data: Path, output: Path, **options: object) -> Task:
+    plan(data, output, **options)
+    return read_task(output)
+
+
+def describe_as(task: Path, **description: object) -> Path:
+    """Change what a task's ``dataset.json`` says."""
+    file = task / "dataset.json"
+    content = {**json.loads(file.read_text()), **description}
+    file.write_text(json.dumps({key: value for key, value in content.items() if value is not None}))
+    return task
 
 
 # What is derived
 
 
 def test_contrasts_become_channels_scaled_each_by_its_own_percentiles(tmp_path):
-    config = derive(write_task(tmp_path / "task"), tmp_path / "my.yaml")
-    assert (config["in_channels"], config["num_classes"]) == (3, 3)
-    assert config["spacing"] == [1.0, 1.0, 2.5]
-    assert config["intensity"]["_target_"] == "digar.volumes.intensities.ScaleByPercentilesd"
+    task = derive(write_task(tmp_path / "task"), tmp_path / "task.yaml")
+    assert task.channels == ("T1", "T2", "FLAIR")
+    assert task.labels == {1: "oedema", 2: "core"}
+    assert task.spacing == (1.0, 1.0, 2.5)
+    assert task.intensity == "percentiles"
 
 
 def test_ct_gets_the_window_of_its_labelled_voxels(tmp_path):
-    task = write_task(tmp_path / "task", modalities=("CT",))
-    scale = derive(task, tmp_path / "my.yaml")["intensity"]
-    assert scale["_target_"] == "ScaleIntensityRanged"
-    assert scale["a_min"] == pytest.approx(188, abs=4)  # 200 in label 1, minus 2.6 deviations of 5
-    assert scale["a_max"] == pytest.approx(307, abs=4)  # 300 in label 2, plus 1.5 deviations: it is 24 of 320 voxels
+    low, high = derive(write_task(tmp_path / "task", modalities=("CT",)), tmp_path / "task.yaml").intensity
+    assert low == pytest.approx(188, abs=4)  # 200 in label 1, minus 2.6 deviations of 5
+    assert high == pytest.approx(307, abs=4)  # 300 in label 2, plus 1.5 deviations: it is 24 of 320 voxels
 
 
 def test_axes_are_those_that_the_workflows_turn_images_to(tmp_path):
     turned = np.array([[0, 0, 2.5, 0], [1.0, 0, 0, 0], [0, -1.0, 0, 0], [0, 0, 0, 1]])  # file axes run A, I, R
-    task = write_task(tmp_path / "task", affine=turned)
-    config = derive(task, tmp_path / "my.yaml")
-    assert config["spacing"] == [2.5, 1.0, 1.0]
-    assert config["training_range"]["extent_mm"] == [[20.0, 20.0, 24.0], [20.0, 20.0, 24.0]]
+    assert derive(write_task(tmp_path / "task", affine=turned), tmp_path / "task.yaml").spacing == (2.5, 1.0, 1.0)
 
 
 def test_the_crop_and_patch_build_a_network(tmp_path):
-    config = derive(write_task(tmp_path / "task"), tmp_path / "my.yaml")
-    network = SegmentationNetwork(
-        config["roi_size"], config["patch_size"], 3, 3, size="tiny", attention="local+grid", dilation=2
-    )
-    assert network(torch.zeros(1, 3, *config["roi_size"])).shape[2:] == tuple(config["roi_size"])
+    task = derive(write_task(tmp_path / "task"), tmp_path / "task.yaml")
+    network = SegmentationNetwork(task.crop, task.patch, 3, 3, size="tiny", attention="local+grid", dilation=2)
+    assert network(torch.zeros(1, 3, *task.crop)).shape[2:] == task.crop
+
+
+def test_a_given_spacing_is_taken(tmp_path):
+    task = write_task(tmp_path / "task")
+    assert derive(task, tmp_path / "a.yaml", spacing=[1.5]).spacing == (1.5, 1.5, 1.5)
+    assert derive(task, tmp_path / "b.yaml", spacing=[1, 2, 3]).spacing == (1, 2, 3)
+    with pytest.raises(ValueError, match="must be one or three numbers above 0"):
+        plan(task, tmp_path / "c.yaml", spacing=[1, 2])
 
 
 def test_a_thick_axis_is_not_resampled_to_its_thickest(tmp_path):
@@ -140,57 +148,131 @@ def test_too_little_memory_is_refused():
 def test_scans_that_exceed_the_cache_are_cached_in_part(tmp_path):
     task = write_task(tmp_path / "task")
     whole = 3 * 20 * 24 * 8 * 4 * 4 / 2**30
-    assert derive(task, tmp_path / "a.yaml")["cache_rate"] == 1.0
-    assert derive(task, tmp_path / "b.yaml", cache=whole / 2)["cache_rate"] == 0.5
+    assert derive(task, tmp_path / "a.yaml").training.cache_rate == 1.0
+    assert derive(task, tmp_path / "b.yaml", cache=whole / 2).training.cache_rate == 0.5
 
 
 @pytest.mark.parametrize(
-    ("num_cases", "training", "epochs"), [(1, 1, 1000), (5, 4, 1000), (20, 16, 380), (80, 64, 100), (1000, 800, 20)]
+    ("num_cases", "epochs", "steps"),
+    [(1, 1000, 1000), (5, 1000, 2000), (20, 380, 3040), (80, 100, 3200), (1000, 20, 8000)],
 )
-def test_few_cases_are_seen_more_often(num_cases, training, epochs):
-    """3000 steps of two crops at least, 1000 epochs at most, 20 of which end with a validation, the last one too."""
-    steps = epochs * ((training + 1) // 2)
-    assert choose_epochs(num_cases) == (epochs, epochs // 20, f"{training} training cases: {steps} steps")
+def test_few_cases_are_seen_more_often(num_cases, epochs, steps):
+    """3000 steps of two crops at least, 1000 epochs at most."""
+    assert choose_epochs(num_cases, 2, 0.2 if num_cases > 1 else 0.0) == (epochs, steps)
 
 
-def test_what_the_fingerprint_counts_on_is_what_training_does():
-    train = json.loads((ROOT / "configs/train.json").read_text())
-    settings = [train[name] for name in ("batch_size", "dilation", "patch_size", "validation_share")]
-    assert settings == [BATCH_SIZE, DILATION, FINEST_PATCH, VALIDATION_SHARE]
+def test_what_planning_counts_on_is_what_the_trainings_do():
+    configs = [ConfigParser.load_config_file(str(ROOT / "configs" / name)) for name in ("train.json", "pretrain.yaml")]
+    assert [config["batch_size"] for config in configs] == [BATCH_SIZE, PRETRAINING_BATCH_SIZE]
 
 
 def test_one_labelled_case_trains_without_validation(tmp_path):
-    config = derive(write_task(tmp_path / "task", num_cases=1), tmp_path / "my.yaml")
-    assert (config["validation_share"], config["max_epochs"], config["val_interval"]) == (0, 1000, 50)
+    training = derive(write_task(tmp_path / "task", num_cases=1), tmp_path / "task.yaml").training
+    assert (training.validation_share, training.epochs) == (0, 1000)
+
+
+# Labels
+
+
+def test_labels_go_by_their_number_whatever_their_order(tmp_path):
+    names = {"0": "background", "2": "core", "1": "oedema"}
+    task = describe_as(write_task(tmp_path / "task"), labels=names)
+    assert list(derive(task, tmp_path / "task.yaml").labels.items()) == [(1, "oedema"), (2, "core")]
+
+
+@pytest.mark.parametrize(
+    ("labels", "found"),
+    [
+        ({"1": "organ", "2": "lesion"}, {1: "organ", 2: "lesion"}),
+        ({"0": "background"}, {1: "label 1", 2: "label 2"}),
+        ({}, {1: "label 1", 2: "label 2"}),
+        (None, {1: "label 1", 2: "label 2"}),
+        ({"1": "organ", "2": "lesion", "4": "rim"}, {1: "organ", 2: "lesion", 4: "rim"}),
+    ],
+    ids=["no background", "background alone", "none", "no labels", "a gap"],
+)
+def test_a_task_that_names_its_labels_in_part_works(labels, found, tmp_path):
+    task = describe_as(write_task(tmp_path / "task"), labels=labels)
+    assert derive(task, tmp_path / "task.yaml").labels == found
+
+
+def test_a_class_that_never_occurs_and_empty_labels_are_told(tmp_path):
+    task = write_task(tmp_path / "task", labels=("background", "oedema", "core", "cyst"))
+    nib.save(nib.Nifti1Image(np.zeros((20, 24, 8), np.uint8), AFFINE), task / "labelsTr/case_1.nii.gz")
+    lines = plan(task, tmp_path / "task.yaml")
+    assert "WARNING: label 3 (cyst) occurs in no case: it cannot be learned" in lines
+    assert "WARNING: 1 of 3 cases hold no label at all" in lines
+    assert "# WARNING: label 3 (cyst)" in (tmp_path / "task.yaml").read_text()
+
+
+def test_labels_of_background_alone_are_told_or_refused(tmp_path):
+    task = write_task(tmp_path / "task")
+    for index in range(3):
+        nib.save(nib.Nifti1Image(np.zeros((20, 24, 8), np.uint8), AFFINE), task / f"labelsTr/case_{index}.nii.gz")
+    lines = plan(task, tmp_path / "task.yaml")
+    assert "WARNING: every label is background alone: nothing can be learned from them" in lines
+    with pytest.raises(ValueError, match="every label of .* is background alone: there is nothing to learn"):
+        plan(describe_as(task, labels={}), tmp_path / "other.yaml")
+
+
+# Scans without labels
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """15 scans in a plain folder."""
+    task = tmp_path_factory.mktemp("scans") / "task"
+    write_phantoms(task, num_training=1, num_test=15, seed=1)
+    return task / "imagesTs"
+
+
+def test_a_folder_of_few_scans_gets_a_task_with_enough_steps(folder, tmp_path):
+    task = derive(folder, tmp_path / "task.yaml")
+    assert task.labels == {}
+    assert task.training.pretraining_epochs * 3 == 3000  # 12 scans in batches of 4
+    assert "none: this task is for pretraining" in (tmp_path / "task.yaml").read_text()
+
+
+def test_a_task_without_labels_is_planned_for_pretraining(tmp_path):
+    task = write_task(tmp_path / "task")
+    images = [entry["image"] for entry in json.loads((task / "dataset.json").read_text())["training"]]
+    lines = plan(describe_as(task, training=images), tmp_path / "task.yaml")
+    assert any("run pretraining" in line for line in lines)
+    assert not any("run training" in line for line in lines)
+    assert read_task(tmp_path / "task.yaml").labels == {}
+
+
+def test_scans_that_cannot_be_used_are_named(tmp_path):
+    data = tmp_path / "scans"
+    data.mkdir()
+    (data / "broken.nii.gz").write_bytes(b"no image")
+    with pytest.raises(ValueError, match=r"no scan can be used:\n.*broken.nii.gz"):
+        plan(data, tmp_path / "task.yaml")
+    for name, shape in (("a", (8, 9, 10)), ("b", (8, 9, 10)), ("c", (8, 9, 10, 2))):
+        nib.save(nib.Nifti1Image(np.random.default_rng(0).random(shape, np.float32), np.eye(4)), data / f"{name}.nii")
+    lines = plan(data, tmp_path / "task.yaml")
+    assert any("WARNING: cannot be used: " in line and "broken.nii.gz" in line for line in lines)
+    assert "WARNING: 1 scans have another number of channels than 1: they are left out" in lines
 
 
 # What is written and said
 
 
-def test_the_config_is_yaml_in_which_every_setting_has_its_reason(tmp_path):
-    main(["--dataset_dir", str(write_task(tmp_path / "task")), "--output", str(tmp_path / "my.yaml")])
-    text = (tmp_path / "my.yaml").read_text()
-    assert "# T1, T2, FLAIR\nin_channels: 3\n" in text
-    assert "# background, oedema, core\nnum_classes: 3\n" in text
-    assert text.startswith("# Boxes, derived by")
-    assert isinstance(yaml.safe_load(text)["training_range"]["intensity_percentiles"][2][1][0], float)
+def test_every_key_of_the_task_has_its_reason(tmp_path):
+    lines = plan(write_task(tmp_path / "task"), tmp_path / "task.yaml")
+    text = (tmp_path / "task.yaml").read_text()
+    assert text.startswith("# Written by planning")
+    for key in ("channels", "labels", "spacing", "crop", "patch", "network", "intensity", "training"):
+        assert f"\n{key}:" in text
+        assert text[: text.index(f"\n{key}:")].rsplit("\n", 1)[-1].startswith("# ")
+        assert any(line.startswith(f"{key}: ") for line in lines)
 
 
-def test_a_class_that_never_occurs_and_empty_labels_are_told(tmp_path):
-    task = write_task(tmp_path / "task", labels=("background", "oedema", "core", "cyst"))
-    empty = nib.Nifti1Image(np.zeros((20, 24, 8), np.uint8), AFFINE)
-    nib.save(empty, task / "labelsTr/case_1.nii.gz")
-    lines = fingerprint(task, tmp_path / "my.yaml")
-    assert "WARNING: label cyst occurs in no case: it cannot be learned" in lines
-    assert "WARNING: 1 of 3 cases hold no label at all" in lines
-    assert "# WARNING: label cyst" in (tmp_path / "my.yaml").read_text()
-
-
-def test_a_config_that_exists_is_not_overwritten(tmp_path):
-    (tmp_path / "my.yaml").write_text("mine")
+def test_a_task_that_exists_is_not_overwritten(tmp_path):
+    (tmp_path / "task.yaml").write_text("mine")
     with pytest.raises(FileExistsError, match="perhaps edited"):
-        fingerprint(write_task(tmp_path / "task"), tmp_path / "my.yaml")
-    assert (tmp_path / "my.yaml").read_text() == "mine"
+        plan(write_task(tmp_path / "task"), tmp_path / "task.yaml")
+    assert (tmp_path / "task.yaml").read_text() == "mine"
 
 
 def test_another_number_of_channels_is_refused_with_the_file(tmp_path):
@@ -198,53 +280,54 @@ def test_another_number_of_channels_is_refused_with_the_file(tmp_path):
     odd = nib.Nifti1Image(np.random.default_rng(0).random((20, 24, 8, 2), np.float32), AFFINE)
     nib.save(odd, task / "imagesTr/case_2.nii.gz")
     with pytest.raises(ValueError, match=r"case_2.nii.gz has 2 channels, .*case_0.nii.gz has 3"):
-        fingerprint(task, tmp_path / "my.yaml")
+        plan(task, tmp_path / "task.yaml")
 
 
 def test_modalities_that_are_not_the_channels_are_refused(tmp_path):
-    task = write_task(tmp_path / "task")
-    description = json.loads((task / "dataset.json").read_text())
-    description["modality"] = {"0": "T1"}
-    (task / "dataset.json").write_text(json.dumps(description))
-    with pytest.raises(ValueError, match=r"names 1 modalities \(T1\), the images have 3 channels"):
-        fingerprint(task, tmp_path / "my.yaml")
-
-
-@pytest.mark.parametrize("labels", [{}, {"0": "background"}, {"1": "organ", "2": "lesion"}])
-def test_labels_without_a_background_or_a_name_are_refused(labels, tmp_path):
-    task = write_task(tmp_path / "task")
-    description = json.loads((task / "dataset.json").read_text())
-    description["labels"] = labels
-    (task / "dataset.json").write_text(json.dumps(description))
-    with pytest.raises(ValueError, match="must name its labels 0, 1"):
-        fingerprint(task, tmp_path / "my.yaml")
+    task = describe_as(write_task(tmp_path / "task"), modality={"0": "T1"})
+    with pytest.raises(ValueError, match=r"names 1 channels \(T1\), the images have 3: correct one"):
+        plan(task, tmp_path / "task.yaml")
 
 
 # With it
 
 
 @pytest.mark.parametrize("modalities", [("T1", "T2", "FLAIR"), ("CT",)], ids=["three channels", "CT"])
-def test_train_evaluate_and_infer_take_the_config(modalities, tmp_path):
-    """The volumes are smaller than the crop, and one of three labels is empty."""
-    task = write_task(tmp_path / "task", modalities=modalities)
-    nib.save(nib.Nifti1Image(np.zeros((20, 24, 8), np.uint8), AFFINE), task / "labelsTr/case_1.nii.gz")
-    fingerprint(task, tmp_path / "my.yaml")
+def test_train_evaluate_and_infer_take_the_task(modalities, tmp_path, monkeypatch):
+    """The volumes are smaller than the crop, one of three labels is empty, and no name runs as code."""
+    code = "$__import__('os').system('touch ran')"
+    monkeypatch.chdir(tmp_path)
+    data = write_task(tmp_path / "task", modalities=modalities, labels=("background", code, "@network"))
+    describe_as(data, name=code)
+    nib.save(nib.Nifti1Image(np.zeros((20, 24, 8), np.uint8), AFFINE), data / "labelsTr/case_1.nii.gz")
+    plan(data, tmp_path / "task.yaml")
     small = tmp_path / "small.json"
     small.write_text(json.dumps({"network_size": {"hidden_size": 24, "num_layers": 2, "num_heads": 2}}))
-    weights = {"weights_file": str(tmp_path / "model.pt"), "output_dir": str(tmp_path / "out")}
 
     def start(configs: list[str], kind: str, run_id: str, folder: Path, **options: object) -> None:
-        files = [*configs, str(tmp_path / "my.yaml")]
-        run(files, str(small), kind, run_id, dataset_dir=str(folder), **weights, **options)
+        run(configs, str(small), kind, run_id, dataset_dir=str(folder), **options)
 
-    start(["train.json"], "training", "training", task, max_epochs=1, num_workers=0)
-    start(["train.json", "evaluate.json"], "evaluation", "run", task, part="all")
-    start(["inference.json"], "inference", "run", task / "imagesTr")
-    with (tmp_path / "out/cases.csv").open(newline="") as stream:
+    model, scores, masks = (str(tmp_path / name) for name in ("model", "scores", "masks"))
+    options = {"task": str(tmp_path / "task.yaml"), "max_epochs": 2, "num_workers": 0, "output_dir": model}
+    start(["train.json"], "training", "training", data, **options)
+    written = read_task(tmp_path / "model/task.yaml")
+    assert written.labels == {1: code, 2: "@network"}
+    assert written.trained_with.images == 2
+    assert written.trained_with.extent_mm == ((20, 20, 24), (20, 20, 24))
+    start(["train.json", "evaluate.json"], "evaluation", "run", data, part="all", weights_file=model, output_dir=scores)
+    start(["inference.json"], "inference", "run", data / "imagesTr", weights_file=model, output_dir=masks)
+    with (tmp_path / "scores/cases.csv").open(newline="") as stream:
         rows = {(row["case"], row["label"]): row for row in csv.DictReader(stream)}
-    assert float(rows["case_0", "oedema"]["true_volume_ml"]) == pytest.approx((320 - 24) * 2.5 / 1000)
-    assert rows["case_1", "oedema"]["empty"] in ("both", "truth")
-    assert rows["case_1", "oedema"]["hd95_mm"] == ""
-    mask = nib.load(tmp_path / "out/case_0_mask.nii.gz")
+    (name,) = {label for case, label in rows if "system" in label}
+    assert float(rows["case_0", name]["true_volume_ml"]) == pytest.approx((320 - 24) * 2.5 / 1000)
+    assert rows["case_1", name]["empty"] in ("both", "truth")
+    assert rows["case_1", name]["hd95_mm"] == ""
+    assert json.loads((tmp_path / "masks/labels.json").read_text()) == {
+        "0": "background",
+        "1": code,
+        "2": "@network",
+    }
+    mask = nib.load(tmp_path / "masks/case_0_mask.nii.gz")
     assert mask.shape == (20, 24, 8)
     np.testing.assert_allclose(mask.affine, AFFINE)
+    assert not list(tmp_path.rglob("ran"))

@@ -1,5 +1,6 @@
 """``configs/inference.json`` as a command, as a library, in several processes, and as MONAI Label takes it."""
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -10,6 +11,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from digar.data.task import TrainedWith, write_task
 from monai.bundle import ConfigParser, ConfigWorkflow
 from monai.transforms import Compose, Invertd, LoadImaged, SaveImaged
 
@@ -21,12 +23,16 @@ CONFIG = str(ROOT / "configs/inference.json")
 
 @pytest.fixture(scope="module")
 def weights(small_overlay: str, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Random weights of the small network."""
+    """Random weights of the small network, said to be trained with mirrored images."""
     torch.manual_seed(0)
-    network = ConfigParser(ConfigParser.load_config_files([CONFIG, small_overlay])).get_parsed_content("network_def")
+    parser = ConfigParser(ConfigParser.load_config_files([CONFIG, small_overlay]))
+    parser["bundle_root"], parser["task"] = str(ROOT), str(ROOT / "models")
+    network = parser.get_parsed_content("network_def")
     torch.nn.init.normal_(network.head.out.conv.conv.bias)
     path = tmp_path_factory.mktemp("weights") / "model.pt"
     torch.save(network.state_dict(), path)
+    task = dataclasses.replace(parser.get_parsed_content("run_task"), trained_with=TrainedWith(1, flips=[0, 1, 2]))
+    write_task(task, path.with_name("task.yaml"))
     return str(path)
 
 

@@ -31,11 +31,11 @@ def test_labels_get_the_values_asked_for_and_others_stay():
 @pytest.mark.parametrize(
     ("names", "mapping", "expected"),
     [
-        (["background", "a", "b"], {}, {1: "a", 2: "b"}),
-        (["background", "a", "b"], {"1": 17}, {2: "b", 17: "a"}),
-        (["background", "a", "b"], {1: 5, 2: 5}, {5: "a + b"}),
-        (["background", "a", "b"], {1: 0}, {2: "b"}),
-        (["background", "a"], {}, {1: "label 1", 2: "label 2"}),
+        ({1: "a", 2: "b"}, {}, {1: "a", 2: "b"}),
+        ({1: "a", 2: "b"}, {"1": 17}, {2: "b", 17: "a"}),
+        ({1: "a", 2: "b"}, {1: 5, 2: 5}, {5: "a + b"}),
+        ({1: "a", 2: "b"}, {1: 0}, {2: "b"}),
+        ({2: "b"}, {}, {1: "label 1", 2: "b"}),
     ],
 )
 def test_written_values_have_names(names, mapping, expected):

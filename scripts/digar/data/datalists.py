@@ -7,8 +7,12 @@ from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import Any
 
+from monai.data import MetaTensor
 from tqdm import tqdm
 
+from digar.data.facts import CaseFacts, case_facts
+from digar.data.layouts import read_data
+from digar.data.task import unnamed
 from digar.volumes.checks import WARNINGS
 from digar.volumes.files import read_json
 from digar.volumes.header import VolumeError
@@ -159,7 +163,7 @@ def label_subset(cases: Sequence[Case], label_ratio: float, seed: int) -> list[C
 
 def labelled_part(
     dataset_dir: str | Path,
-    num_classes: int,
+    labels: Mapping[int, str],
     validation_share: float,
     seed: int,
     part: str,
@@ -171,7 +175,7 @@ def labelled_part(
 
     Args:
         dataset_dir: the task.
-        num_classes: of the network.
+        labels: of the network, by value.
         validation_share: share held out; see :func:`split_cases`.
         seed: draws the split.
         part: ``training``, ``validation`` or ``all``.
@@ -181,45 +185,66 @@ def labelled_part(
 
     Raises:
         FileNotFoundError: see :func:`labelled_cases`.
-        ValueError: see these functions and :func:`check_label_names`.
+        ValueError: see these functions and :func:`check_labels`.
     """
-    check_label_names(dataset_dir, num_classes)
+    check_labels(dataset_dir, labels)
     cases = split_cases(labelled_cases(dataset_dir), validation_share, seed, part, fold)
     return label_subset(cases, label_ratio, label_seed)
 
 
-def check_label_names(dataset_dir: str | Path, num_classes: int) -> None:
-    """Refuse a task whose ``dataset.json`` names another number of labels than the network has classes.
+def check_labels(dataset_dir: str | Path, labels: Mapping[int, str]) -> None:
+    """Refuse data that name other labels than those that the network learns or has learned.
+
+    Args:
+        dataset_dir: the data.
+        labels: of the network, by value.
 
     Raises:
-        ValueError: names both numbers.
+        ValueError: tells both, and what to do.
     """
-    folder = _existing_folder(dataset_dir)
-    names = read_task(folder).get("labels", {})
-    if names and len(names) != num_classes:
+    theirs = read_data(dataset_dir, labelled=True).labels
+    remedy = f"write a task for these data (digar plan {dataset_dir} -o task.yaml) and pass --task task.yaml"
+    if not labels:
+        raise ValueError(f"the task of this run names no labels: {remedy}")
+    if not theirs:
+        return
+    if max(theirs) != max(labels):
         raise ValueError(
-            f"{folder / 'dataset.json'} names {len(names)} labels ({', '.join(map(str, names.values()))}), "
-            f"num_classes is {num_classes}: pass --num_classes {len(names)}"
+            f"{dataset_dir} has the labels {_listed(theirs)}, num_classes is {max(labels) + 1}: {remedy}, or pass "
+            f"--num_classes {max(theirs) + 1}"
         )
+    named = {value: name for value, name in labels.items() if name != unnamed(value) and value in theirs}
+    other = [value for value, name in named.items() if name.casefold() != theirs[value].casefold()]
+    if other and len(other) == len(named):
+        raise ValueError(f"{dataset_dir} has the labels {_listed(theirs)}, the network {_listed(labels)}: {remedy}")
+    for value in other:
+        logger.warning("%s calls label %d %s, the task calls it %s", dataset_dir, value, theirs[value], labels[value])
 
 
-def label_names(dataset_dir: str | Path, num_classes: int) -> list[str]:
-    """The names of the labels 1, 2, ... of an MSD task; ``label 1``, ... where ``dataset.json`` has none.
+def _listed(labels: Mapping[int, str]) -> str:
+    return ", ".join(f"{value} {name}" for value, name in labels.items())
+
+
+def label_names(dataset_dir: str | Path, labels: Mapping[int, str]) -> list[str]:
+    """The names of the labels 1, 2, ... of data: their own, else those of the network.
 
     Raises:
-        ValueError: see :func:`check_label_names`.
+        ValueError: see :func:`check_labels`.
     """
-    check_label_names(dataset_dir, num_classes)
-    names = read_task(dataset_dir).get("labels", {})
-    return [str(names.get(str(value), f"label {value}")) for value in range(1, num_classes)]
+    check_labels(dataset_dir, labels)
+    names = {**labels, **read_data(dataset_dir, labelled=True).labels}
+    return [names.get(value, unnamed(value)) for value in range(1, max(names) + 1)]
 
 
-def check_cases(cases: Sequence[Case], load: Callable[[Case], Mapping[str, Any]]) -> None:
+def check_cases(cases: Sequence[Case], load: Callable[[Case], Mapping[str, Any]]) -> list[CaseFacts]:
     """Read every labelled case before a run as the run will read it; what is odd about a case is logged.
 
     Args:
         cases: ``{"image": path, "label": path}``.
         load: the run's :class:`digar.volumes.checks.CheckedLoadImaged`.
+
+    Returns:
+        What the cases are like, in their order.
 
     Raises:
         ValueError: there is no case; or it names every case that cannot be used, and why.
@@ -227,17 +252,20 @@ def check_cases(cases: Sequence[Case], load: Callable[[Case], Mapping[str, Any]]
     if not cases:
         raise ValueError("there is no labelled case to work on: label one first")
 
-    def attempt(case: Case) -> VolumeError | None:
+    def attempt(case: Case) -> CaseFacts | VolumeError:
         try:
-            image = load(case)["image"]
+            loaded = load(case)
         except VolumeError as error:
             return error
+        image = loaded["image"]
         for warning in image.meta[WARNINGS]:
             logger.warning("%s: %s", image.meta["filename_or_obj"], warning)
-        return None
+        label = loaded["label"]
+        return case_facts(image, label if isinstance(label, MetaTensor) else None)  # that of a classification: a number
 
     with ThreadPool(READERS) as pool:
-        results = pool.imap(attempt, cases)
-        problems = [str(p) for p in tqdm(results, total=len(cases), desc="checking cases", leave=False) if p]
+        results = list(tqdm(pool.imap(attempt, cases), total=len(cases), desc="checking cases", leave=False))
+    problems = [str(result) for result in results if isinstance(result, VolumeError)]
     if problems:
         raise ValueError(f"{len(problems)} of {len(cases)} cases cannot be used:\n" + "\n".join(problems))
+    return results

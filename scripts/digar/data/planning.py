@@ -1,80 +1,36 @@
-"""A config for your own task: what its images are like, and what follows for the settings of every workflow.
-
-python -m digar.data.planning --dataset_dir DATA/Task09_Spleen --output spleen.yaml
+"""A task for your own data: what the images are like, and what follows for the network and its training.
 
 Follows nnU-Net's rules (Isensee et al., Nature Methods 2021) for spacing and CT intensities.
 """
 
-import argparse
-import json
 import math
+from collections import Counter
 from collections.abc import Sequence
-from functools import partial
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
-from typing import Any, NamedTuple
 
-import nibabel as nib
 import numpy as np
-import yaml
 from tqdm import tqdm
 
-from digar.data.datalists import READERS, Case, check_cases, labelled_cases, read_task, split_cases
-from digar.data.training_range import span
-from digar.volumes.checks import CheckedLoadImaged, intensity_percentiles
-from digar.volumes.files import whole_file
+from digar.data.datalists import READERS, check_cases, split_cases
+from digar.data.facts import CaseFacts, case_facts, describe, label_warnings
+from digar.data.layouts import DataSet, read_data
+from digar.data.task import PERCENTILES, Network, Task, Training, to_plain, unnamed, write_task
+from digar.volumes.checks import CheckedLoadImaged
+from digar.volumes.header import VolumeError
 
-SAMPLED_VOXELS = 10_000  # per case and channel, of those within labels
+MOST_READ = 500  # scans without labels; of more, so many are drawn
 THICK = 3.0  # an axis is thick where its spacing is this many times the finest
 FINEST_PATCH = 8  # voxels, where the spacing is finest; as in train.json
 MOST_FULL_TOKENS = 1024  # of a crop; with more, full attention takes most of the step (docs/results.md)
-DILATION = 2  # of train.json; the patch grid must divide by it
+DILATION = Network().dilation  # the patch grid must divide by it
 BATCH_SIZE = 2  # of train.json
-VALIDATION_SHARE = 0.2  # of train.json
-VALIDATIONS = 20  # in a training
+PRETRAINING_BATCH_SIZE = 4  # of pretrain.yaml
 TRAINING_STEPS = 3000  # at least, where MOST_EPOCHS allow (docs/results.md)
+VALIDATIONS = 20  # in a training, as in train.json and pretrain.yaml
 MOST_EPOCHS = 1000  # of very few cases: every epoch ends with a state on the disk
 VOXEL_BYTES, TOKEN_BYTES = 1_000, 160_000  # of a training step, measured on a CPU in bf16 (peak resident memory)
 GIB = 2**30
-
-
-class CaseFacts(NamedTuple):
-    """What one case tells. Axes run to the right, the front and the top, as the workflows turn every image.
-
-    ``spacing`` mm and ``shape`` voxels per axis; ``percentiles`` ``(channels, 3)`` of the image's intensities;
-    ``labelled`` ``(channels, n)``, a sample of the voxels within labels; ``labels``, the values that occur, 0 left out.
-    """
-
-    spacing: np.ndarray
-    shape: np.ndarray
-    percentiles: np.ndarray
-    labelled: np.ndarray
-    labels: list[int]
-
-
-class Setting(NamedTuple):
-    """One id of the config, its value, and why."""
-
-    name: str
-    value: Any
-    reason: str
-
-
-def read_facts(case: Case, load: CheckedLoadImaged) -> CaseFacts:
-    """Read image and label of a case."""
-    loaded = load(case)
-    image, label = loaded["image"], loaded["label"][0].numpy()
-    affine = image.affine.numpy()
-    turned = nib.io_orientation(affine)[:, 0].argsort()  # the image's axis that runs along each axis of the world
-    voxels = image.numpy()[:, label > 0]
-    chosen = np.random.default_rng(0).permutation(voxels.shape[1])[:SAMPLED_VOXELS]
-    return CaseFacts(
-        spacing=nib.affines.voxel_sizes(affine)[turned],
-        shape=np.array(label.shape)[turned],
-        percentiles=np.array([intensity_percentiles(channel) for channel in image.numpy()]),
-        labelled=voxels[:, chosen],
-        labels=[int(value) for value in np.unique(label) if value > 0],
-    )
 
 
 def target_spacing(spacings: np.ndarray) -> tuple[list[float], str]:
@@ -131,203 +87,195 @@ def choose_crop(
     return crop.tolist(), f"{seen}; a training step takes about {step_memory(crop.tolist(), patch):.1f} GiB"
 
 
-def choose_epochs(num_cases: int) -> tuple[int, int, str]:
-    """Epochs of fine-tuning, and epochs between two validations: few cases get as many steps as many do."""
-    share = VALIDATION_SHARE if num_cases > 1 else 0.0
-    training = len(split_cases([{}] * num_cases, share, seed=0, part="training"))
-    steps = math.ceil(training / BATCH_SIZE)
-    interval = math.ceil(min(TRAINING_STEPS / steps, MOST_EPOCHS) / VALIDATIONS)
-    epochs = VALIDATIONS * interval  # the last one is validated
-    return epochs, interval, f"{training} training cases: {epochs * steps} steps"
+def choose_epochs(num_cases: int, batch_size: int, validation_share: float) -> tuple[int, int]:
+    """Epochs of a training, and its steps: few cases get as many steps as many do."""
+    training = len(split_cases([{}] * num_cases, validation_share, seed=0, part="training"))
+    steps = math.ceil(training / batch_size)
+    epochs = VALIDATIONS * math.ceil(min(TRAINING_STEPS / steps, MOST_EPOCHS) / VALIDATIONS)  # ends with a validation
+    return epochs, epochs * steps
 
 
-def choose_intensity(facts: Sequence[CaseFacts], modalities: Sequence[str]) -> tuple[dict[str, Any], str]:
-    """The transform that scales intensities to 0..1.
+def choose_intensity(facts: Sequence[CaseFacts], channels: Sequence[str]) -> tuple[str | tuple[float, float], str]:
+    """The rule that scales intensities to 0..1.
 
     CT values mean the same in every scan: one window, the 0.5 to 99.5 percentile of all labelled voxels. Others mean
     nothing outside their scan: each image and channel by its own 1 and 99.9 percentile.
     """
-    if modalities and all(name.upper().startswith("CT") for name in modalities):
+    if channels and all(name.upper().startswith("CT") for name in channels):
         labelled = np.concatenate([case.labelled.ravel() for case in facts])
         low, high = np.percentile(labelled, [0.5, 99.5]) if labelled.size else (0.0, 0.0)
         if low < high:
-            window = {"a_min": round(float(low), 2), "a_max": round(float(high), 2)}
-            scale = {"_target_": "ScaleIntensityRanged", "keys": "image", **window}
-            return scale | {
-                "b_min": 0.0,
-                "b_max": 1.0,
-                "clip": True,
-            }, "CT: window of the labelled voxels, 0.5 to 99.5 %"
-    scale = {"_target_": "digar.volumes.intensities.ScaleByPercentilesd", "keys": "image"}
-    return scale, "not CT: every image and channel by its own percentiles, 1 to 99.9"
+            window = round(float(low), 2), round(float(high), 2)
+            return window, "CT: window of the labelled voxels, 0.5 to 99.5 %"
+        return PERCENTILES, "CT without labelled voxels: every image by its own percentiles, 1 to 99.9"
+    return PERCENTILES, "not CT: every image and channel by its own percentiles, 1 to 99.9"
 
 
-def derive_settings(
-    facts: Sequence[CaseFacts], modalities: Sequence[str], names: dict[str, str], memory: float, cache: float
-) -> list[Setting]:
-    """Everything that follows from the facts, with its reason.
+def derive_task(
+    name: str,
+    facts: Sequence[CaseFacts],
+    num_cases: int,
+    channels: Sequence[str],
+    labels: dict[int, str],
+    memory: float,
+    cache: float,
+    spacing: Sequence[float] | None = None,
+) -> tuple[Task, dict[str, str]]:
+    """Everything that follows from the facts.
 
     Args:
-        facts: of all labelled cases.
-        modalities: names of the channels; empty where the task does not tell.
-        names: the label names by value, background included.
+        name: of the task.
+        facts: of the images.
+        num_cases: how many images there are; facts may be of some.
+        channels: their names; empty where the data do not tell.
+        labels: by value; empty for scans without labels.
         memory: that a training step may take, GiB.
         cache: that the cached scans may take, GiB.
+        spacing: mm, where it is not to be derived.
+
+    Returns:
+        The task, and why each of its keys is what it is.
     """
-    spacing, spacing_reason = target_spacing(np.stack([case.spacing for case in facts]))
-    sizes = np.stack([case.shape * case.spacing / spacing for case in facts])
-    patch, patch_reason = choose_patch(spacing)
-    crop, crop_reason = choose_crop(sizes, spacing, patch, memory)
-    intensity, intensity_reason = choose_intensity(facts, modalities)
-    channels = len(facts[0].percentiles)
-    epochs, interval, epochs_reason = choose_epochs(len(facts))
+    chosen, spacing_reason = target_spacing(np.stack([case.spacing for case in facts]))
+    if spacing is not None:
+        chosen, spacing_reason = [float(v) for v in spacing] * (3 // len(spacing)), "as you asked"
+    sizes = np.stack([case.shape * case.spacing / chosen for case in facts])
+    patch, patch_reason = choose_patch(chosen)
+    crop, crop_reason = choose_crop(sizes, chosen, patch, memory)
+    intensity, intensity_reason = choose_intensity(facts, channels)
+    num_channels = len(facts[0].percentiles)
+    share = Training().validation_share if num_cases > 1 else 0.0
+    epochs, steps = choose_epochs(num_cases, BATCH_SIZE, share)
+    pretraining_epochs, pretraining_steps = choose_epochs(num_cases, PRETRAINING_BATCH_SIZE, share)
     tokens = math.prod(crop) // math.prod(patch)
-    spanned = span(
-        np.array([case.spacing for case in facts]),
-        np.array([case.spacing * case.shape for case in facts]),
-        np.array([case.percentiles for case in facts]),
+    cached = float(sizes.mean(axis=0).prod()) * num_cases * (num_channels + 1) * 4 / GIB
+    steps_told = f"{steps} steps of {BATCH_SIZE} crops, " if labels else ""
+    task = Task(
+        name=name,
+        channels=channels or [f"channel {number}" for number in range(num_channels)],
+        labels=labels,
+        spacing=chosen,
+        crop=crop,
+        patch=patch,
+        network=Network(attention="full+sequence" if tokens <= MOST_FULL_TOKENS else "local+grid"),
+        intensity=intensity,
+        training=Training(epochs, pretraining_epochs, share, math.floor(100 * min(1, cache / cached)) / 100),
     )
-    cached = float(sizes.prod(axis=1).sum() * (channels + 1) * 4 / GIB)
-    settings = [
-        Setting("in_channels", channels, ", ".join(modalities) or "channels of the images"),
-        Setting("num_classes", len(names), ", ".join(names.values())),
-        Setting("label_names", list(names.values()), "written beside the masks"),
-        Setting("spacing", spacing, spacing_reason),
-        Setting("patch_size", patch, patch_reason),
-        Setting("roi_size", crop, crop_reason),
-        Setting(
-            "attention", "full+sequence" if tokens <= MOST_FULL_TOKENS else "local+grid", f"{tokens} tokens a crop"
-        ),
-        Setting("sample_size", crop, "pretraining's crop: the same"),
-        Setting("intensity", intensity, intensity_reason),
-        Setting("max_epochs", epochs, epochs_reason),
-        Setting("val_interval", interval, f"epochs between two of {VALIDATIONS} validations"),
-        Setting("cache_rate", math.floor(100 * min(1, cache / cached)) / 100, f"all scans take {cached:.1f} GiB"),
-        Setting("training_range", spanned, "least and most in the training images, which inference compares with"),
-    ]
-    if len(facts) == 1:
-        settings.append(Setting("validation_share", 0.0, "one labelled case: nothing is left to validate with"))
-    return settings
+    reasons = {
+        "channels": "co-registered contrasts are channels of one image",
+        "labels": "values in the masks; 0 is the background" if labels else "none: this task is for pretraining",
+        "spacing": f"mm to the right, the front, the top: {spacing_reason}",
+        "crop": f"voxels: {crop_reason}",
+        "patch": f"voxels: {patch_reason}",
+        "network": f"{tokens} tokens a crop; full attention up to {MOST_FULL_TOKENS}",
+        "intensity": intensity_reason,
+        "training": f"{steps_told}{pretraining_steps} steps of {PRETRAINING_BATCH_SIZE} in pretraining; all scans take "
+        f"{cached:.1f} GiB of memory",
+    }
+    if not share:
+        reasons["training"] += "; one case: nothing is left to validate with"
+    return task, reasons
 
 
-def warnings_about(facts: Sequence[CaseFacts], names: dict[str, str]) -> list[str]:
-    """What a user should know of the labels: which never occur, and how many cases hold none."""
-    found = [sum(int(value) in case.labels for case in facts) for value in names]
-    never = [name for (value, name), count in zip(names.items(), found, strict=True) if value != "0" and not count]
-    empty = sum(not case.labels for case in facts)
-    notes = [f"label {name} occurs in no case: it cannot be learned" for name in never]
-    return notes + ([f"{empty} of {len(facts)} cases hold no label at all"] if empty else [])
-
-
-def describe(facts: Sequence[CaseFacts]) -> list[str]:
-    """The data set in a few lines."""
-
-    def median_and_span(values: Sequence[np.ndarray]) -> str:
-        stacked = np.stack(values)
-        rows = (np.median(stacked, axis=0), stacked.min(axis=0), stacked.max(axis=0))
-        median, low, high = (" x ".join(f"{v:.4g}" for v in row) for row in rows)
-        return f"{median} ({low} to {high})"
-
-    lines = [
-        f"{len(facts)} labelled cases, axes to the right, the front, the top",
-        f"size in voxels: {median_and_span([case.shape for case in facts])}",
-        f"spacing in mm: {median_and_span([case.spacing for case in facts])}",
-    ]
-    for channel in range(len(facts[0].percentiles)):
-        inside = np.concatenate([case.labelled[channel] for case in facts])
-        if inside.size:
-            low, middle, high = np.percentile(inside, [0.5, 50, 99.5])
-            lines.append(f"intensity within labels, channel {channel}: {middle:.4g} ({low:.4g} to {high:.4g}, 99 %)")
-    return lines
-
-
-def to_yaml(settings: Sequence[Setting], comments: Sequence[str]) -> str:
-    """A readable config: comments on top, then every setting under its reason."""
-    lines = [f"# {comment}" for comment in comments]
-    for setting in settings:
-        lines += ["", f"# {setting.reason}"]
-        nested = isinstance(setting.value, dict)
-        if nested:
-            lines.append(f"{setting.name}:")
-        for name, value in setting.value.items() if nested else [(setting.name, setting.value)]:
-            flow = yaml.safe_dump(value, default_flow_style=True, width=math.inf).removesuffix("\n...\n").rstrip()
-            lines.append(f"{'  ' if nested else ''}{name}: {flow}")
-    return "\n".join(lines) + "\n"
-
-
-def fingerprint(dataset_dir: str | Path, output: str | Path, memory: float = 4.0, cache: float = 8.0) -> list[str]:
-    """Read every labelled case of an MSD task and write the overlay config for it.
+def plan(
+    dataset_dir: str | Path,
+    output: str | Path,
+    memory: float = 4.0,
+    cache: float = 8.0,
+    spacing: Sequence[float] | None = None,
+) -> list[str]:
+    """Read the images and labels of an MSD task, or a folder of scans without labels, and write a task for them.
 
     Args:
-        dataset_dir: the task's folder.
+        dataset_dir: the folder.
         output: the YAML file.
         memory: that a training step may take, GiB; decides the crop.
         cache: that the scans kept in memory may take, GiB.
+        spacing: mm per axis or one for all, to work in; derived where None.
 
     Returns:
         What was found, derived and why, as lines.
 
     Raises:
         FileExistsError: the output exists; somebody may have edited it.
-        FileNotFoundError, ValueError: the task cannot be used; every reason is named.
+        FileNotFoundError, ValueError: the data cannot be used; every reason is named.
     """
     output = Path(output)
     if output.exists():
-        raise FileExistsError(f"{output} exists, perhaps edited: choose another --output, or remove it first")
-    task, cases = read_task(dataset_dir), labelled_cases(dataset_dir)
-    modalities = [str(name) for name in task.get("modality", {}).values()]
-    names = {str(value): str(name) for value, name in task.get("labels", {}).items()}
-    if set(names) != {str(value) for value in range(len(names))} or len(names) < 2:
+        raise FileExistsError(f"{output} exists, perhaps edited: choose another output, or remove it first")
+    if spacing is not None and (len(spacing) not in (1, 3) or not all(0 < value < math.inf for value in spacing)):
+        raise ValueError(f"spacing {list(spacing)} must be one or three numbers above 0, in mm")
+    data = read_data(dataset_dir)
+    facts, labels, notes = _read_labelled(data) if data.labelled else _read_scans(data)
+    found = len(facts[0].percentiles)
+    if data.channels and len(data.channels) != found:
         raise ValueError(
-            f"{Path(dataset_dir) / 'dataset.json'} must name its labels 0, 1, ... under 'labels', background first; "
-            f"it has {json.dumps(names)}"
+            f"{dataset_dir} names {len(data.channels)} channels ({', '.join(data.channels)}), the images have {found}: "
+            "correct one of them"
         )
-    load = CheckedLoadImaged(["image", "label"], num_classes=len(names))
-    check_cases(cases, load)
+    cases = data.labelled or data.unlabelled
+    name = Path(dataset_dir).resolve().name
+    task, reasons = derive_task(name, facts, len(cases), data.channels, labels, memory, cache, spacing)
+    told = [data.describe(), *describe(facts), *(f"WARNING: {note}" for note in notes)]
+    top = ["Written by planning from the data; edit as you like. Values are never evaluated.", *told]
+    write_task(task, output, {"": "\n".join(top), **reasons})
+    derived = [f"{key}: {value}\n    {reasons[key]}" for key, value in to_plain(task).items() if key in reasons]
+    return [*told, "", *derived, "", *commands(dataset_dir, output, bool(labels))]
+
+
+def _read_labelled(data: DataSet) -> tuple[list[CaseFacts], dict[int, str], list[str]]:
+    """Facts of labelled cases, their labels, and what to warn of."""
+    labels, notes = dict(data.labels), []
+    load = CheckedLoadImaged(["image", "label"], num_classes=max(labels) + 1 if labels else None)
+    facts = check_cases(data.labelled, load)
+    if not labels:
+        labels = {value: unnamed(value) for value in sorted({value for case in facts for value in case.labels})}
+        notes.append("the data name no labels: they are called by their values; give them names in the task")
+    if not labels:
+        raise ValueError(f"every label of {data.place} is background alone: there is nothing to learn")
+    counts = [len(case.percentiles) for case in facts]
+    for case, count in zip(data.labelled, counts, strict=True):
+        if count != counts[0]:
+            raise ValueError(f"{case['image']} has {count} channels, {data.labelled[0]['image']} has {counts[0]}")
+    return facts, labels, notes + label_warnings(facts, labels)
+
+
+def _read_scans(data: DataSet) -> tuple[list[CaseFacts], dict[int, str], list[str]]:
+    """Facts of scans without labels, of those with the most frequent number of channels; and what to warn of."""
+    load = CheckedLoadImaged("image")
+
+    def attempt(number: int) -> CaseFacts | VolumeError:
+        try:
+            return case_facts(load(data.unlabelled[number])["image"])
+        except VolumeError as error:
+            return error
+
+    total = len(data.unlabelled)
+    drawn = sorted(np.random.default_rng(0).permutation(total)[:MOST_READ])
     with ThreadPool(READERS) as pool:
-        facts = list(tqdm(pool.imap(partial(read_facts, load=load), cases), total=len(cases), leave=False))
-    channels = [len(case.percentiles) for case in facts]
-    for case, count in zip(cases, channels, strict=True):
-        if count != channels[0]:
-            raise ValueError(f"{case['image']} has {count} channels, {cases[0]['image']} has {channels[0]}")
-    if modalities and len(modalities) != channels[0]:
-        raise ValueError(
-            f"{Path(dataset_dir) / 'dataset.json'} names {len(modalities)} modalities ({', '.join(modalities)}), "
-            f"the images have {channels[0]} channels: correct one of them"
-        )
-
-    settings = derive_settings(facts, modalities, names, memory, cache)
-    notes = [f"WARNING: {note}" for note in warnings_about(facts, names)]
-    title = f"{task.get('name', Path(dataset_dir).name)}, derived by digar.data.planning; edit as you like"
-    found = [*describe(facts), *notes]
-    with whole_file(output) as temporary:
-        temporary.write_text(to_yaml(settings, [title, *found]), encoding="utf-8")
-    derived = [f"{s.name}: {json.dumps(s.value)}\n    {s.reason}" for s in settings]
-    return [*found, "", *derived, "", *commands(dataset_dir, output)]
+        results = list(tqdm(pool.imap(attempt, drawn), total=len(drawn), desc="reading", leave=False))
+    facts = [result for result in results if isinstance(result, CaseFacts)]
+    notes = [f"cannot be used: {error}" for error in results if isinstance(error, VolumeError)]
+    if not facts:
+        raise ValueError("no scan can be used:\n" + "\n".join(notes[:10]))
+    if len(drawn) < total:
+        notes.append(f"{len(drawn)} of {total} scans were read, drawn at random")
+    ((channels, usual),) = Counter(len(case.percentiles) for case in facts).most_common(1)
+    if usual < len(facts):
+        notes.append(f"{len(facts) - usual} scans have another number of channels than {channels}: they are left out")
+    return [case for case in facts if len(case.percentiles) == channels], {}, notes
 
 
-def commands(dataset_dir: str | Path, overlay: Path) -> list[str]:
-    """What to run with the overlay."""
-    run = "python -m monai.bundle run"
-    files = {"training": ["train"], "": ["train", "evaluate"], "inference": ["inference"]}
-    lines = [f"{overlay} is written; train, evaluate and infer with it:"]
-    for name, configs in files.items():
-        listed = ",".join([*(f"'configs/{config}.json'" for config in configs), f"'{overlay}'"])
-        folder = "IMAGES" if name == "inference" else dataset_dir
-        lines.append(
-            f'{run}{" training" if name == "training" else ""} --config_file "[{listed}]" --dataset_dir {folder}'
-        )
-    return lines
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--dataset_dir", type=Path, required=True, help="folder of an MSD task (dataset.json)")
-    parser.add_argument("--output", type=Path, required=True, help="the config to write, a .yaml file")
-    parser.add_argument("--memory", type=float, default=4.0, help="GiB a training step may take (default: %(default)s)")
-    parser.add_argument("--cache", type=float, default=8.0, help="GiB for scans in memory (default: %(default)s)")
-    print("\n".join(fingerprint(**vars(parser.parse_args(arguments)))))
-
-
-if __name__ == "__main__":
-    main()
+def commands(dataset_dir: str | Path, task: Path, labelled: bool) -> list[str]:
+    """What to run with a task."""
+    run, data = "python -m monai.bundle run", f"--dataset_dir {dataset_dir} --task {task}"
+    lines = [f"{task} is written. Look at it, edit it, then:"]
+    if not labelled:
+        return [*lines, f"{run} pretraining --config_file configs/pretrain.yaml {data}"]
+    return [
+        *lines,
+        f"{run} training --config_file configs/train.json {data} --output_dir OUT",
+        f"{run} --config_file \"['configs/train.json','configs/evaluate.json']\" --dataset_dir {dataset_dir} "
+        "--weights_file OUT --output_dir SCORES",
+        f"{run} --config_file configs/inference.json --dataset_dir IMAGES --weights_file OUT --output_dir MASKS",
+    ]

@@ -25,6 +25,7 @@ import torch.distributed as dist
 from ignite.engine import Engine
 from monai.data import Dataset, MetaTensor
 
+from digar.data.task import model_file
 from digar.inference.inputs import Case
 from digar.inference.journal import DONE, FAILED, Journal, Outcome, input_state, settings_hash
 from digar.inference.masks import volumes_ml
@@ -110,7 +111,7 @@ class FolderEvaluator(Engine):
         self.postprocessing = postprocessing
         # absolute: while ITK loads a format, it changes the working folder of all threads for a moment
         self.output_dir = Path(output_dir).absolute()
-        self.weights_file = Path(weights_file).absolute()
+        self.weights_file = model_file(weights_file).absolute()
         self.settings = dict(settings)
         self.labels = dict(labels)
         self.in_channels = in_channels

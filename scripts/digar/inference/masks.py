@@ -66,20 +66,19 @@ def _like(mask: MetaTensor, values: np.ndarray) -> MetaTensor:
     return MetaTensor(torch.from_numpy(values), meta=mask.meta)
 
 
-def written_labels(names: Sequence[str], num_classes: int, mapping: Mapping[int | str, int]) -> dict[int, str]:
-    """Value in the mask to name, background left out; where the names are not those of the classes, numbers stand in.
+def written_labels(names: Mapping[int, str], num_classes: int, mapping: Mapping[int | str, int]) -> dict[int, str]:
+    """Value in the mask to name, background left out.
 
     Args:
-        names: of the network's classes, background first.
+        names: of the network's labels, by value; those without one are called by their number.
         num_classes: of the network.
         mapping: see :class:`RemapLabelsd`.
     """
-    fitting = list(names) if len(names) == num_classes else [f"label {label}" for label in range(num_classes)]
     values = {int(label): int(value) for label, value in mapping.items()}
     written: dict[int, str] = {}
     for label in range(1, num_classes):
-        value = values.get(label, label)
-        written[value] = f"{written[value]} + {fitting[label]}" if value in written else fitting[label]
+        value, name = values.get(label, label), names.get(label, f"label {label}")
+        written[value] = f"{written[value]} + {name}" if value in written else name
     return {value: name for value, name in sorted(written.items()) if value}
 
 

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from digar.data.task import model_file
 from digar.networks.transformer import Backbone
 
 logger = logging.getLogger(__name__)
@@ -36,11 +37,15 @@ PUBLISHED_NAMES = {
 def read_checkpoint(path: str | Path) -> Weights:
     """The state dict in a checkpoint file, wrappers and their prefixes taken off; only tensors are ever unpickled.
 
+    Args:
+        path: the file, or a model's folder.
+
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: the file is damaged, or not a checkpoint of weights.
     """
-    if not Path(path).is_file():
+    path = model_file(path)
+    if not path.is_file():
         raise FileNotFoundError(f"there are no weights at {path}: train first, or name an existing file")
     refuse_damaged(path)
     try:

@@ -15,6 +15,7 @@ from monai.engines import Evaluator
 from torch import nn
 from torch.utils.data import DataLoader
 
+from digar.data.task import Task, task_file, write_task
 from digar.networks.weights import is_whole
 from digar.volumes.files import whole_file
 
@@ -74,7 +75,7 @@ def keep_former(path: str | Path) -> Path | None:
 
 
 class BestWeights:
-    """Write the network's weights, a raw state dict, whenever the validation metric improves.
+    """Write the weights, a raw state dict, whenever the validation metric improves, and their task beside them.
 
     The first write of a new run keeps a file that is already there in ``former/``, dated; a resumed run goes on with
     its own. Where no validation gives a number (no held-out case holds a label), the weights of the last one are kept;
@@ -85,13 +86,29 @@ class BestWeights:
         weights_file: path of the weights.
         evaluator: its key metric decides, and its ``metric_cmp_fn`` says which of two scores is better.
         patience: this many validations in a row without a better score end the training; None for any number.
+        task: of the training, written beside the weights; None writes none.
+
+    Raises:
+        FileExistsError: there is a task file without weights: it may be a plan, or belong to other weights.
     """
 
     def __init__(
-        self, network: nn.Module, weights_file: str | Path, evaluator: Evaluator, patience: int | None = None
+        self,
+        network: nn.Module,
+        weights_file: str | Path,
+        evaluator: Evaluator,
+        patience: int | None = None,
+        task: Task | None = None,
     ) -> None:
         self.network = network
         self.weights_file = Path(weights_file)
+        self.task = task
+        self.task_file = task_file(weights_file)
+        if task is not None and self.task_file.exists() and not self.weights_file.exists():
+            raise FileExistsError(
+                f"{self.task_file} is there without {self.weights_file.name}, and would be replaced by the training's "
+                "own: name another --output_dir or --weights_file, or move it away"
+            )
         self.evaluator = evaluator
         self.patience = patience
         self.best: float | None = None
@@ -150,7 +167,12 @@ class BestWeights:
         if idist.get_rank() == 0:
             if not self.written:
                 keep_former(self.weights_file)
+            if self.task is not None and not self.written:
+                keep_former(self.task_file)
+                self.task_file.unlink(missing_ok=True)  # never the task of other weights, whenever a kill comes
             save_atomically(self.network.state_dict(), self.weights_file)
+            if self.task is not None:
+                write_task(self.task, self.task_file)
             logger.info("weights written to %s", self.weights_file)
         self.written = True
 

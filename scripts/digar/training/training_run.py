@@ -16,6 +16,7 @@ import ignite.distributed as idist
 from ignite.engine import Engine, Events
 from monai.engines import Evaluator, Trainer
 
+from digar.data.task import Task
 from digar.training.checkpoints import BestWeights, TrainingState
 from digar.training.progress import TrainingProgress
 from digar.volumes.files import remove_leftovers
@@ -58,6 +59,7 @@ class TrainingRun:
         output_dir: the states go into its ``states``.
         weights_file: where the best weights go.
         settings: the fields of :class:`RunSettings`.
+        task: of the training, written beside the weights.
     """
 
     def __init__(
@@ -68,11 +70,12 @@ class TrainingRun:
         output_dir: str | Path,
         weights_file: str | Path,
         settings: dict[str, Any] | None = None,
+        task: Task | None = None,
     ) -> None:
         self.trainer = trainer
         self.settings = RunSettings(**(settings or {}))
         self.output_dir = Path(output_dir)
-        self.best_weights = BestWeights(saved["network"], weights_file, evaluator, self.settings.patience)
+        self.best_weights = BestWeights(saved["network"], weights_file, evaluator, self.settings.patience, task)
         objects = {**saved, "trainer": trainer, "best_weights": self.best_weights}
         loader = trainer.data_loader
         self.state = TrainingState(

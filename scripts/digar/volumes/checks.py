@@ -36,7 +36,8 @@ class CheckedReader(ImageReader):
     Args:
         in_channels: that the network takes; None for any number.
         spacing: of the network in mm; None where volumes are not resampled to one.
-        roi_size, num_classes: of the network; with the spacing they tell how much memory a volume will need.
+        roi_size, num_classes: of the network; with the spacing they tell how much memory a volume will need. None
+            classes: a label may hold any.
         volumes_4d: what to do with a fourth axis where the network takes one channel: ``refuse`` it, or take ``each``
             volume by itself.
         nonfinite_share: NaN and infinite voxels are replaced by the smallest finite one up to this share of a channel.
@@ -53,7 +54,7 @@ class CheckedReader(ImageReader):
         in_channels: int | None = None,
         spacing: Sequence[float] | None = None,
         roi_size: Sequence[int] = (1, 1, 1),
-        num_classes: int = 1,
+        num_classes: int | None = 1,
         volumes_4d: str = "refuse",
         nonfinite_share: float = 0.01,
         training_range: Mapping[str, Any] | None = None,
@@ -138,7 +139,7 @@ class CheckedReader(ImageReader):
     def _refuse_size(self, header: Header, channels: int) -> None:
         working = header.shape if self.spacing is None else working_shape(header.shape, header.affine, self.spacing)
         need = needed_memory(
-            header.shape, channels, header.dtype.itemsize, working, self.num_classes, self.roi_size
+            header.shape, channels, header.dtype.itemsize, working, self.num_classes or 1, self.roi_size
         )  # fmt: skip
         there_is = available_memory()
         if need > self.memory_share * there_is:

@@ -1,10 +1,11 @@
 """Exact percentiles of many numbers without sorting them all, and the intensity scaling of pretraining samples."""
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
+from monai.config import KeysCollection
 from monai.data import MetaTensor
 from monai.transforms import MapTransform
 
@@ -73,16 +74,31 @@ def scale_by_percentiles(crop: np.ndarray) -> torch.Tensor:
     return scaled
 
 
-class ScaleByPercentilesd(MapTransform):
-    """Scale volumes ``(C, X, Y, Z)`` as :func:`scale_by_percentiles` does.
+class ScaleIntensityd(MapTransform):
+    """Scale volumes ``(C, X, Y, Z)`` to 0..1 and clip them.
 
-    This is MONAI's ``ScaleIntensityRangePercentilesd`` (1 to 99.9, clipped, by channel) in a tenth of the time.
+    By percentiles this is MONAI's ``ScaleIntensityRangePercentilesd`` (1 to 99.9, clipped, by channel) in a tenth of
+    the time.
+
+    Args:
+        keys: of the volumes.
+        rule: ``percentiles``, see :func:`scale_by_percentiles`; or a window ``(low, high)`` that becomes 0 and 1.
     """
+
+    def __init__(self, keys: KeysCollection, rule: str | Sequence[float] = "percentiles") -> None:
+        super().__init__(keys)
+        self.rule = rule
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         scaled = dict(data)
         for key in self.key_iterator(scaled):
             volume = scaled[key]
-            values = scale_by_percentiles(np.asarray(volume))
+            values = self._scale(np.asarray(volume))
             scaled[key] = MetaTensor(values, meta=volume.meta, applied_operations=volume.applied_operations)
         return scaled
+
+    def _scale(self, volume: np.ndarray) -> torch.Tensor:
+        if self.rule == "percentiles":
+            return scale_by_percentiles(volume)
+        low, high = self.rule
+        return torch.from_numpy(volume).sub(low).mul_(1 / (high - low)).clamp_(0, 1).float()
