@@ -10,7 +10,7 @@ from digar.networks import SegmentationNetwork
 from digar.networks.patches import from_patches, to_patches
 from digar.networks.weights import convert_published
 
-from benchmarks import attention, export, finetune, masked, pretrain_data, pretrain_step, resolution, scaling
+from benchmarks import attention, export, finetune, gpu_check, masked, pretrain_data, pretrain_step, resolution, scaling
 from tests import conftest
 
 STEPS = ["published-float32", "vit-bf16", "none-float32", "none-bf16", "none-bf16-all"]
@@ -321,3 +321,23 @@ def test_resolution_has_a_row_for_each_volume_and_draws_the_curve(tmp_path) -> N
     assert all(row["seconds"] > 0 and row["kept"] > 0 for row in rows)
     assert rows[2]["kept"] < 10 * rows[1]["kept"]  # linear, but for start and end tokens
     assert picture.stat().st_size > 1000
+
+
+@pytest.mark.slow
+def test_the_gpu_check_runs_every_section_at_toy_size(tmp_path: Path) -> None:
+    assert gpu_check.main(["--device", "cpu", "--toy", "--output", str(tmp_path / "check.json")]) == 0
+    sections = json.loads((tmp_path / "check.json").read_text())["sections"]
+    assert list(sections) == list(gpu_check.SECTIONS)
+    assert {row["attention"] for row in sections["numbers"]["rows"]} == set(gpu_check.MODES)
+    assert all(row["seconds"] > 0 for row in sections["step"]["rows"])
+
+
+def test_a_section_that_fails_is_told_and_the_others_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(sizes: gpu_check.Sizes) -> list:
+        raise RuntimeError("the card is gone")
+
+    monkeypatch.setattr(gpu_check, "SECTIONS", {"step": broken, "data": lambda sizes: [{"way": "cache"}]})
+    assert gpu_check.main(["--device", "cpu", "--toy", "--output", str(tmp_path / "check.json")]) == 1
+    sections = json.loads((tmp_path / "check.json").read_text())["sections"]
+    assert sections["step"] == {"failed": "RuntimeError: the card is gone"}
+    assert sections["data"]["rows"] == [{"way": "cache"}]
