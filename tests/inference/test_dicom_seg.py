@@ -1,74 +1,74 @@
-"""Masks become DICOM SEG in the place of their series, whatever its orientation: synthetic series of phantoms."""
+"""Masks become DICOM SEG in the place of their series, whatever its orientation, as other programs read them."""
 
-import itertools
 import json
+import shutil
+import subprocess
+import sysconfig
+from itertools import permutations, product
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pydicom
 import pytest
-from digar.data.phantoms import Study, make_study
-from digar.inference.dicom_seg import main, write_dicom_seg, write_folder
-from digar.volumes.reading import VolumeError
-from pydicom.dataset import FileDataset, FileMetaDataset
-from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage, generate_uid
+from digar.inference.dicom_seg import main, write_dicom_seg
+from digar.volumes.header import VolumeError
+from pydicom.dataset import Dataset
 from scipy.spatial import cKDTree
 
-from tests.conftest import ROOT
+from tests.dicom_files import LPS, write_multiframe, write_series
 
-METADATA = json.loads((ROOT / "configs/metadata.json").read_text())
-LPS = np.diag([-1.0, -1.0, 1.0])
-
-
-def is_oblique(study: Study) -> bool:
-    return bool(np.sort(np.abs(study.affine[:3, :3]), axis=0)[1].max() > 0.02)
-
-
-@pytest.fixture(scope="module", params=["along the axes", "oblique"])
-def study(request: pytest.FixtureRequest) -> Study:
-    """A phantom with two labels, tilted off the patient's axes or not."""
-    candidates = (make_study(3, index) for index in itertools.count())
-    image, label, affine = next(s for s in candidates if is_oblique(s) == (request.param == "oblique"))
-    return Study(image, np.where(label <= 2, label, 0).astype(np.uint8), affine)
-
-
-def write_series(folder: Path, study: Study) -> Path:
-    """A study as an MR series, a slice per file along its third axis; the names do not tell the order."""
-    folder.mkdir()
-    spacing = np.linalg.norm(study.affine[:3, :3], axis=0)
-    directions = LPS @ study.affine[:3, :3] / spacing
-    study_uid, series_uid, frame_uid = generate_uid(), generate_uid(), generate_uid()
-    for k in range(study.image.shape[2]):
-        meta = FileMetaDataset()
-        meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID = MRImageStorage, generate_uid()
-        meta.TransferSyntaxUID = ExplicitVRLittleEndian
-        slice_ = FileDataset(None, {}, file_meta=meta, preamble=b"\0" * 128)
-        slice_.SOPClassUID, slice_.SOPInstanceUID = MRImageStorage, meta.MediaStorageSOPInstanceUID
-        slice_.StudyInstanceUID, slice_.SeriesInstanceUID, slice_.FrameOfReferenceUID = study_uid, series_uid, frame_uid
-        slice_.PatientName, slice_.PatientID, slice_.PatientBirthDate, slice_.PatientSex = "Phantom^", "3", "", "O"
-        slice_.StudyDate, slice_.StudyTime, slice_.StudyID = "20200101", "120000", "1"
-        slice_.AccessionNumber = slice_.ReferringPhysicianName = slice_.PositionReferenceIndicator = ""
-        slice_.Manufacturer, slice_.Modality, slice_.SeriesNumber, slice_.InstanceNumber = "", "MR", 1, k + 1
-        slice_.ImagePositionPatient = [f"{x:.6f}" for x in LPS @ (study.affine @ [0, 0, k, 1])[:3]]
-        slice_.ImageOrientationPatient = [f"{x:.10f}" for x in (*directions[:, 0], *directions[:, 1])]
-        slice_.PixelSpacing, slice_.SliceThickness = [f"{spacing[1]:.8f}", f"{spacing[0]:.8f}"], f"{spacing[2]:.6f}"
-        slice_.Columns, slice_.Rows = study.image.shape[:2]
-        slice_.SamplesPerPixel, slice_.PhotometricInterpretation = 1, "MONOCHROME2"
-        slice_.BitsAllocated, slice_.BitsStored, slice_.HighBit, slice_.PixelRepresentation = 16, 16, 15, 1
-        slice_.PixelData = np.ascontiguousarray(study.image[:, :, k].T).tobytes()
-        slice_.save_as(folder / f"{k * 7919 % 1009:04d}.dcm", enforce_file_format=True)
-    return folder
+LABELS = {1: "anterior", 2: "posterior"}
+CODES = {
+    1: {
+        "category": ["91723000", "SCT", "Anatomical Structure"],
+        "type": ["5366008", "SCT", "Hippocampus"],
+        "modifier": ["255549009", "SCT", "Anterior"],
+    }
+}
+METADATA = {"name": "DiGAR", "version": "1.2.3", "authors": "DiGAR contributors"}
+IMAGE = np.random.default_rng(0).integers(0, 900, (12, 10, 8)).astype(np.int16)
+MASK = np.zeros(IMAGE.shape, np.uint8)
+MASK[2:6, 3:8, 1:5], MASK[6:9, 3:5, 4:7] = 1, 2
+SEGIMAGE2ITKIMAGE = shutil.which("segimage2itkimage", path=sysconfig.get_path("scripts"))
+DCIODVFY = shutil.which("dciodvfy")
 
 
-def write_mask(file: Path, label: np.ndarray, affine: np.ndarray) -> Path:
-    nib.save(nib.Nifti1Image(label, affine), file)
-    return file
+def affine_of(axes: tuple = (0, 1, 2), signs: tuple = (1, 1, 1), angle: float = 0.0) -> np.ndarray:
+    """Voxel to RAS mm: the array's axes run along these of the patient, with these signs, turned by an angle."""
+    c, s = np.cos(angle), np.sin(angle)
+    turn = np.array([[c, -s, 0], [s, c, 0], [0, 0, 1]]) @ np.array([[1, 0, 0], [0, c, -s], [0, s, c]])
+    affine = np.eye(4)
+    affine[:3, :3] = turn @ (np.eye(3)[:, list(axes)] * signs) * (0.9, 1.1, 2.0)
+    affine[:3, 3] = -30, 12, 7
+    return affine
 
 
-def points_in_file(file: Path, segment: int) -> np.ndarray:
-    """RAS mm of every voxel of a segment, ``(N, 3)``, from the positions that the frames of the file state."""
-    dataset = pydicom.dcmread(file)
+AFFINE = affine_of(angle=0.4)
+
+
+def write(folder: Path, target: Path, mask=MASK, affine=AFFINE, labels=LABELS, codes=CODES, settings="one") -> Dataset:
+    """Write the SEG of a series and read it."""
+    nib.save(nib.Nifti1Image(mask, affine), target.with_suffix(".nii.gz"))
+    write_dicom_seg(folder, target.with_suffix(".nii.gz"), target, labels, codes, METADATA, settings)
+    assert not list(target.parent.glob(".digar*"))
+    return pydicom.dcmread(target)
+
+
+def points(mask: np.ndarray, affine: np.ndarray) -> np.ndarray:
+    """RAS mm of the voxels of a mask, ``(N, 3)``."""
+    return np.argwhere(mask) @ affine[:3, :3].T + affine[:3, 3]
+
+
+def assert_same_places(found: np.ndarray, expected: np.ndarray, tolerance: float = 0.01) -> None:
+    assert len(found) == len(expected) > 0
+    distance, nearest = cKDTree(expected).query(found)
+    assert distance.max() < tolerance
+    assert len(set(nearest)) == len(expected)
+
+
+def points_in_file(dataset: Dataset, segment: int) -> np.ndarray:
+    """RAS mm of every voxel of a segment, from the positions that the frames of the file state."""
     shared = dataset.SharedFunctionalGroupsSequence[0]
     orientation = np.array(shared.PlaneOrientationSequence[0].ImageOrientationPatient, float).reshape(2, 3)
     row_spacing, column_spacing = (float(x) for x in shared.PixelMeasuresSequence[0].PixelSpacing)
@@ -82,90 +82,253 @@ def points_in_file(file: Path, segment: int) -> np.ndarray:
     return np.concatenate(found)
 
 
-def points_in_mask(study: Study, label: int) -> np.ndarray:
-    return np.argwhere(study.label == label) @ study.affine[:3, :3].T + study.affine[:3, 3]
+def points_by_dcmqi(file: Path, segment: int) -> np.ndarray:
+    """RAS mm of every voxel of a segment, as another program reads the file."""
+    folder = file.parent / f"{file.stem} by dcmqi"
+    folder.mkdir(exist_ok=True)
+    command = [SEGIMAGE2ITKIMAGE, "--inputDICOM", file, "--outputDirectory", folder, "--outputType", "nii"]
+    subprocess.run(command, check=True, capture_output=True)
+    image = nib.load(folder / f"{segment}.nii.gz")
+    return points(np.asanyarray(image.dataobj) > 0, image.affine)
 
 
-@pytest.mark.parametrize("axes", [(0, 1, 2), (2, 0, 1)], ids=["axes as stored", "axes in another order"])
-def test_every_voxel_of_a_segment_lies_where_the_mask_has_it(study: Study, axes: tuple, tmp_path: Path) -> None:
-    series = write_series(tmp_path / "series", study)
-    turned = study.affine.copy()
-    turned[:3, :3] = study.affine[:3, list(axes)]
-    mask = write_mask(tmp_path / "mask.nii.gz", study.label.transpose(axes), turned)
-    write_dicom_seg(series, mask, tmp_path / "seg.dcm", METADATA)
-    for label in (1, 2):
-        written, expected = points_in_file(tmp_path / "seg.dcm", label), points_in_mask(study, label)
-        assert len(written) == len(expected) > 100
-        distance, nearest = cKDTree(expected).query(written)
-        assert distance.max() < 0.01
-        assert len(set(nearest)) == len(expected)
-    assert not list(tmp_path.rglob("*.tmp*"))
+# Places
 
 
-def test_segments_bear_the_names_and_codes_of_the_metadata(study: Study, tmp_path: Path) -> None:
-    (tmp_path / "images/ward").mkdir(parents=True)
-    (tmp_path / "masks/ward").mkdir(parents=True)
-    series = write_series(tmp_path / "images/ward/series", study)
-    write_mask(tmp_path / "images/other.nii.gz", study.label, study.affine)
-    write_mask(tmp_path / "masks/ward/series_mask.nii.gz", study.label, study.affine)
-    main(["--images", str(tmp_path / "images"), "--masks", str(tmp_path / "masks")])
-    assert [file.name for file in (tmp_path / "masks").rglob("*.dcm")] == ["series_mask.dcm"]
-    dataset = pydicom.dcmread(tmp_path / "masks/ward/series_mask.dcm")
-    assert [segment.SegmentLabel for segment in dataset.SegmentSequence] == ["anterior", "posterior"]
-    for segment, modifier in zip(dataset.SegmentSequence, ("Anterior", "Posterior"), strict=True):
-        kind = segment.SegmentedPropertyTypeCodeSequence[0]
-        assert (kind.CodeValue, kind.CodeMeaning) == ("5366008", "Hippocampus")
-        assert kind.SegmentedPropertyTypeModifierCodeSequence[0].CodeMeaning == modifier
-        assert segment.SegmentAlgorithmName == "DiGAR"
-    first = pydicom.dcmread(next(series.iterdir()))
-    for key in ("StudyInstanceUID", "FrameOfReferenceUID", "PatientID"):
-        assert dataset[key].value == first[key].value
-    assert dataset.SeriesInstanceUID != first.SeriesInstanceUID
+ORIENTATIONS = [
+    *(affine_of(axes, signs) for axes in permutations(range(3)) for signs in product((1, -1), repeat=3)),
+    affine_of(angle=0.4),
+    affine_of((2, 0, 1), (1, -1, 1), 0.3),
+]
 
 
-def test_a_class_without_codes_is_tissue_and_an_absent_one_keeps_its_segment(study: Study, tmp_path: Path) -> None:
-    series = write_series(tmp_path / "series", study)
-    mask = write_mask(tmp_path / "mask.nii.gz", np.where(study.label == 2, 2, 0).astype(np.uint8), study.affine)
-    metadata = {**METADATA, "segments": {}}
-    write_dicom_seg(series, mask, tmp_path / "seg.dcm", metadata)
-    dataset = pydicom.dcmread(tmp_path / "seg.dcm")
-    kinds = [segment.SegmentedPropertyTypeCodeSequence[0].CodeMeaning for segment in dataset.SegmentSequence]
-    assert kinds == ["Tissue", "Tissue"]
+@pytest.mark.parametrize("affine", ORIENTATIONS, ids=["".join(nib.aff2axcodes(a)) for a in ORIENTATIONS])
+def test_every_voxel_lies_where_the_mask_has_it_in_every_orientation(affine, tmp_path):
+    write_series(tmp_path / "s", IMAGE, affine)
+    dataset = write(tmp_path / "s", tmp_path / "seg.dcm", affine=affine)
+    for segment in (1, 2):
+        assert_same_places(points_in_file(dataset, segment), points(segment == MASK, affine))
+
+
+@pytest.mark.parametrize("affine", ORIENTATIONS[::7], ids=["".join(nib.aff2axcodes(a)) for a in ORIENTATIONS[::7]])
+def test_dcmqi_reads_every_voxel_where_the_mask_has_it(affine, tmp_path):
+    write_series(tmp_path / "s", IMAGE, affine)
+    write(tmp_path / "s", tmp_path / "seg.dcm", affine=affine)
+    for segment in (1, 2):
+        assert_same_places(points_by_dcmqi(tmp_path / "seg.dcm", segment), points(segment == MASK, affine))
+
+
+def test_the_masks_axes_may_run_in_another_order(tmp_path):
+    write_series(tmp_path / "s", IMAGE, AFFINE)
+    turned = AFFINE.copy()
+    turned[:3, :3] = AFFINE[:3, [2, 0, 1]]
+    dataset = write(tmp_path / "s", tmp_path / "seg.dcm", MASK.transpose(2, 0, 1), turned)
+    assert_same_places(points_in_file(dataset, 1), points(MASK == 1, AFFINE))
+
+
+@pytest.mark.parametrize("order", [None, [7, 6, 5, 4, 3, 2, 1, 0], [0, 2, 4, 6, 1, 3, 5, 7]])
+def test_frames_of_a_multi_frame_file_are_referred_to_by_number(order, tmp_path):
+    file = write_multiframe(tmp_path / "s/mf.dcm", IMAGE, AFFINE, order)
+    dataset = write(tmp_path / "s", tmp_path / "seg.dcm")
+    source = pydicom.dcmread(file)
+    for segment in (1, 2):
+        assert_same_places(points_in_file(dataset, segment), points(segment == MASK, AFFINE))
+        assert_same_places(points_by_dcmqi(tmp_path / "seg.dcm", segment), points(segment == MASK, AFFINE))
+    for frame in dataset.PerFrameFunctionalGroupsSequence:
+        reference = frame.DerivationImageSequence[0].SourceImageSequence[0]
+        assert reference.ReferencedSOPInstanceUID == source.SOPInstanceUID
+        of_source = source.PerFrameFunctionalGroupsSequence[reference.ReferencedFrameNumber - 1]
+        positions = [f.PlanePositionSequence[0].ImagePositionPatient for f in (frame, of_source)]
+        np.testing.assert_allclose(*positions, atol=1e-4)
+
+
+def test_a_jitter_of_the_slices_becomes_a_regular_grid(tmp_path):
+    jitter = np.random.default_rng(1).uniform(-0.02, 0.02, (8, 3))
+
+    def edit(slice_: Dataset, k: int) -> None:
+        slice_.ImagePositionPatient = list(np.round(np.array(slice_.ImagePositionPatient, float) + jitter[k], 4))
+        slice_.ImageOrientationPatient = [x + 1e-5 * (k % 2) for x in slice_.ImageOrientationPatient]
+
+    write_series(tmp_path / "s", IMAGE, AFFINE, edit=edit)
+    dataset = write(tmp_path / "s", tmp_path / "seg.dcm")
     frames = dataset.PerFrameFunctionalGroupsSequence
-    assert {frame.SegmentIdentificationSequence[0].ReferencedSegmentNumber for frame in frames} == {2}
+    positions = np.unique([f.PlanePositionSequence[0].ImagePositionPatient for f in frames], axis=0)
+    steps = np.diff(positions[np.argsort(positions[:, 2])], axis=0)
+    np.testing.assert_allclose(steps, steps[:1].repeat(len(steps), 0), atol=1e-6)
+    assert_same_places(points_by_dcmqi(tmp_path / "seg.dcm", 1), points(MASK == 1, AFFINE), 0.05)
 
 
-def test_a_series_without_a_mask_and_a_folder_without_series_are_refused(study: Study, tmp_path: Path) -> None:
-    (tmp_path / "images").mkdir()
-    write_mask(tmp_path / "images/other.nii.gz", study.label, study.affine)
-    with pytest.raises(FileNotFoundError, match="images holds no DICOM series"):
-        write_folder(tmp_path / "images", tmp_path / "masks", METADATA)
-    write_series(tmp_path / "images/series", study)
-    with pytest.raises(FileNotFoundError, match=r"no mask .*series_mask.nii.gz .*: run inference.json first"):
-        write_folder(tmp_path / "images", tmp_path / "masks", METADATA)
+def tilted(degrees: float) -> np.ndarray:
+    affine = affine_of()
+    affine[1, 2] = 2 * np.tan(np.radians(degrees))
+    return affine
 
 
-def test_an_empty_mask_is_written(study: Study, tmp_path: Path) -> None:
-    series = write_series(tmp_path / "series", study)
-    mask = write_mask(tmp_path / "mask.nii.gz", np.zeros_like(study.label), study.affine)
-    write_dicom_seg(series, mask, tmp_path / "seg.dcm", METADATA)
-    assert not pydicom.dcmread(tmp_path / "seg.dcm").pixel_array.any()
+def test_a_tilt_that_other_readers_would_not_see_is_refused(tmp_path):
+    write_series(tmp_path / "s", IMAGE, tilted(0.5))
+    with pytest.raises(VolumeError, match=r"tilted, the last lies 0.12 mm aside of the first.* NIfTI mask is right"):
+        write(tmp_path / "s", tmp_path / "seg.dcm", affine=tilted(0.5))
+    assert not (tmp_path / "seg.dcm").exists()
 
 
-def test_a_mask_of_another_grid_is_refused_with_both_paths(study: Study, tmp_path: Path) -> None:
-    series = write_series(tmp_path / "series", study)
-    moved = study.affine.copy()
+def test_a_tilt_of_hundredths_of_a_mm_is_straightened(tmp_path):
+    write_series(tmp_path / "s", IMAGE, tilted(0.1))
+    write(tmp_path / "s", tmp_path / "seg.dcm", affine=tilted(0.1))
+    assert_same_places(points_by_dcmqi(tmp_path / "seg.dcm", 1), points(MASK == 1, tilted(0.1)), 0.05)
+
+
+# What the file says
+
+
+@pytest.mark.skipif(DCIODVFY is None, reason="dciodvfy (Debian package dicom3tools) is not installed")
+@pytest.mark.parametrize(
+    "writer", [write_series, lambda f, *a: write_multiframe(f / "mf.dcm", *a)], ids=["series", "mf"]
+)
+@pytest.mark.parametrize("mask", [MASK, MASK * 0], ids=["mask", "empty mask"])
+def test_dciodvfy_finds_nothing_to_report(writer, mask, tmp_path):
+    writer(tmp_path / "s", IMAGE, AFFINE)
+    write(tmp_path / "s", tmp_path / "seg.dcm", mask)
+    result = subprocess.run([DCIODVFY, tmp_path / "seg.dcm"], capture_output=True, text=True, check=True)
+    assert (result.stdout + result.stderr).split() == ["Segmentation"]
+
+
+def test_segments_bear_names_and_codes_and_the_file_belongs_to_the_study(tmp_path):
+    files = write_series(tmp_path / "s", IMAGE, AFFINE)
+    dataset = write(tmp_path / "s", tmp_path / "seg.dcm")
+    assert [segment.SegmentLabel for segment in dataset.SegmentSequence] == ["anterior", "posterior"]
+    kinds = [segment.SegmentedPropertyTypeCodeSequence[0] for segment in dataset.SegmentSequence]
+    assert [(kind.CodeValue, kind.CodeMeaning) for kind in kinds] == [
+        ("5366008", "Hippocampus"),
+        ("85756007", "Tissue"),
+    ]
+    assert kinds[0].SegmentedPropertyTypeModifierCodeSequence[0].CodeMeaning == "Anterior"
+    assert {segment.SegmentAlgorithmName for segment in dataset.SegmentSequence} == {"DiGAR"}
+    first = pydicom.dcmread(files[0])
+    for key in ("StudyInstanceUID", "FrameOfReferenceUID", "PatientID", "PatientName"):
+        assert dataset[key].value == first[key].value
+    assert (dataset.SeriesNumber, dataset.SeriesDescription) == (1001, "DiGAR: T1 phantom")
+    assert dataset.SeriesInstanceUID not in (first.SeriesInstanceUID, dataset.SOPInstanceUID)
+
+
+def test_labels_of_any_value_are_segments_numbered_from_1(tmp_path):
+    write_series(tmp_path / "s", IMAGE, AFFINE)
+    mask = np.choose(MASK, [0, 300, 7]).astype(np.uint16)
+    dataset = write(tmp_path / "s", tmp_path / "seg.dcm", mask, labels={300: "Lebervene ä", 7: "b" * 80, 2: "absent"})
+    segments = [(segment.SegmentNumber, segment.SegmentLabel) for segment in dataset.SegmentSequence]
+    assert segments == [(1, "absent"), (2, "b" * 64), (3, "Lebervene ä")]
+    assert_same_places(points_in_file(dataset, 2), points(MASK == 2, AFFINE))
+    assert_same_places(points_in_file(dataset, 3), points(MASK == 1, AFFINE))
+    frames = dataset.PerFrameFunctionalGroupsSequence
+    assert {frame.SegmentIdentificationSequence[0].ReferencedSegmentNumber for frame in frames} == {2, 3}
+
+
+def test_what_an_anonymiser_took_out_or_spoiled_is_empty(tmp_path):
+    taken = (
+        "PatientName", "PatientID", "PatientBirthDate", "PatientSex", "StudyID", "StudyDate", "StudyTime",
+        "AccessionNumber", "ReferringPhysicianName", "PositionReferenceIndicator", "Manufacturer", "SeriesNumber",
+        "Modality", "SeriesDescription", "SliceThickness", "SpecificCharacterSet",
+    )  # fmt: skip
+
+    def take(slice_: Dataset, k: int) -> None:
+        for keyword in taken:
+            if keyword in slice_:
+                del slice_[keyword]
+
+    def spoil(slice_: Dataset, k: int) -> None:
+        slice_.PatientBirthDate, slice_.StudyDate, slice_.StudyTime, slice_.PatientSex = "1950", "anon", "25h", "X"
+
+    for edit in (take, spoil):
+        write_series(tmp_path / edit.__name__, IMAGE, AFFINE, edit=edit)
+        dataset = write(tmp_path / edit.__name__, tmp_path / f"{edit.__name__}.dcm")
+        assert not any(dataset[key].value for key in ("PatientBirthDate", "StudyDate", "StudyTime", "PatientSex"))
+        assert_same_places(points_by_dcmqi(tmp_path / f"{edit.__name__}.dcm", 1), points(MASK == 1, AFFINE))
+
+
+@pytest.mark.parametrize("keyword", ["StudyInstanceUID", "FrameOfReferenceUID", "SOPClassUID"])
+def test_what_a_segmentation_must_refer_to_is_asked_for(keyword, tmp_path):
+    def edit(slice_: Dataset, k: int) -> None:
+        del slice_[keyword]
+
+    write_series(tmp_path / "s", IMAGE, AFFINE, edit=edit)
+    with pytest.raises(VolumeError, match=f"s: has no {keyword}, to which a DICOM SEG must refer"):
+        write(tmp_path / "s", tmp_path / "seg.dcm")
+
+
+def test_a_repeated_run_writes_the_same_object_and_other_settings_another(tmp_path):
+    files = write_series(tmp_path / "s", IMAGE, AFFINE)
+    uids = []
+    for settings, labels in (("one", LABELS), ("one", LABELS), ("two", LABELS), ("one", {**LABELS, 2: "other"})):
+        dataset = write(tmp_path / "s", tmp_path / "seg.dcm", settings=settings, labels=labels)
+        uids.append((dataset.SeriesInstanceUID, dataset.SOPInstanceUID))
+    assert uids[0] == uids[1]
+    shutil.copytree(tmp_path / "s", tmp_path / "elsewhere")
+    again = write(tmp_path / "elsewhere", tmp_path / "seg.dcm")
+    assert (again.SeriesInstanceUID, again.SOPInstanceUID) == uids[0]
+    for file in files:
+        dataset = pydicom.dcmread(file)
+        dataset.SOPInstanceUID = dataset.file_meta.MediaStorageSOPInstanceUID = pydicom.uid.generate_uid()
+        dataset.save_as(file)
+    uids.append((write(tmp_path / "s", tmp_path / "seg.dcm").SeriesInstanceUID,))
+    assert len({uid for pair in uids for uid in pair}) == 7
+
+
+def test_an_empty_mask_is_written(tmp_path):
+    write_series(tmp_path / "s", IMAGE, AFFINE)
+    assert not write(tmp_path / "s", tmp_path / "seg.dcm", MASK * 0).pixel_array.any()
+
+
+# What is refused
+
+
+def test_a_mask_of_another_grid_is_refused_with_both_paths(tmp_path):
+    write_series(tmp_path / "s", IMAGE, AFFINE)
+    moved = AFFINE.copy()
     moved[0, 3] += 5
-    mask = write_mask(tmp_path / "mask.nii.gz", study.label, moved)
-    with pytest.raises(
-        VolumeError, match=r"mask.nii.gz: lies 5 mm apart from the series .*: give the mask of this series"
-    ):
-        write_dicom_seg(series, mask, tmp_path / "seg.dcm", METADATA)
-    assert not list(tmp_path.glob("*seg.dcm*"))
+    with pytest.raises(VolumeError, match=r"seg.nii.gz: lies 5 mm apart from the series .*/s: give the mask of this"):
+        write(tmp_path / "s", tmp_path / "seg.dcm", affine=moved)
+    assert not (tmp_path / "seg.dcm").exists()
 
 
-def test_a_value_without_a_name_is_refused(study: Study, tmp_path: Path) -> None:
-    series = write_series(tmp_path / "series", study)
-    mask = write_mask(tmp_path / "mask.nii.gz", study.label * 3, study.affine)
-    with pytest.raises(VolumeError, match=r"mask.nii.gz: holds the values \[3, 6\], the metadata name classes 0 to 2"):
-        write_dicom_seg(series, mask, tmp_path / "seg.dcm", METADATA)
+def test_a_value_without_a_name_is_refused(tmp_path):
+    write_series(tmp_path / "s", IMAGE, AFFINE)
+    with pytest.raises(VolumeError, match=r"seg.nii.gz: holds the values \[3, 6\], which have no name"):
+        write(tmp_path / "s", tmp_path / "seg.dcm", MASK * 3)
+
+
+def test_several_multi_frame_files_are_refused(tmp_path):
+    for name, order in (("a", [0, 1, 2, 3]), ("b", [4, 5, 6, 7])):
+        edit = lambda dataset: setattr(dataset, "SeriesInstanceUID", "1.2.3")  # noqa: E731
+        write_multiframe(tmp_path / f"s/{name}.dcm", IMAGE, AFFINE, order, edit)
+    with pytest.raises(VolumeError, match="is spread over several multi-frame files"):
+        write(tmp_path / "s", tmp_path / "seg.dcm")
+
+
+# A folder
+
+
+def test_a_series_that_fails_does_not_keep_the_others_from_their_segmentations(tmp_path, capsys):
+    images, masks = tmp_path / "images", tmp_path / "masks"
+    for name, affine in (("a", tilted(0.5)), ("b", AFFINE), ("c", AFFINE), ("ward/d", AFFINE)):
+        write_series(images / name, IMAGE, affine)
+        file = masks / f"{name}_mask.nii.gz"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        if name != "c":
+            nib.save(nib.Nifti1Image(MASK, affine), file)
+    nib.save(nib.Nifti1Image(MASK, AFFINE), images / "e.nii.gz")
+    (masks / "labels.json").write_text(json.dumps({0: "background", **LABELS}))
+    with pytest.raises(SystemExit, match="1"):
+        main(["--images", str(images), "--masks", str(masks)])
+    assert [file.relative_to(masks).as_posix() for file in sorted(masks.rglob("*.dcm"))] == [
+        "b_mask.dcm",
+        "ward/d_mask.dcm",
+    ]
+    printed = capsys.readouterr().out.splitlines()
+    assert [line.partition(":")[0] for line in printed] == ["a", "c"]
+    assert "tilted" in printed[0]
+    assert "run the inference first" in printed[1]
+
+
+def test_a_folder_without_series_is_refused(tmp_path):
+    nib.save(nib.Nifti1Image(MASK, AFFINE), tmp_path / "a.nii.gz")
+    with pytest.raises(FileNotFoundError, match="holds no DICOM series"):
+        main(["--images", str(tmp_path), "--masks", str(tmp_path / "masks")])
