@@ -42,14 +42,36 @@ def write(folder: Path, **keys: object) -> Path:
     return file
 
 
+CODES = {
+    1: {"category": ["91723000", "SCT", "Anatomical Structure"], "type": [10200004, "SCT", "Liver"]},
+    2: {
+        "category": ["49755003", "SCT", "Lesion"],
+        "type": ["108369006", "SCT", "Tumor"],
+        "modifier": ["1", "99X", "a"],
+    },
+}
+
+
 # Reading and writing
 
 
 def test_what_is_written_is_read_again(tmp_path):
-    for task in (TASK, dataclasses.replace(TASK, labels={}, classes=("a", "b"), trained_with=None)):
+    classes = dataclasses.replace(TASK, labels={}, classes=("a", "b"), trained_with=None)
+    for task in (TASK, classes, parse_task({**PLAIN, "codes": CODES})):
         write_task(task, tmp_path / "task.yaml", {"": "two\nlines", "spacing": "a reason"})
         assert read_task(tmp_path / "task.yaml") == task
     assert "# a reason\nspacing:" in (tmp_path / "task.yaml").read_text()
+
+
+def test_labels_may_have_codes(tmp_path):
+    task = read_task(write(tmp_path, codes=CODES))
+    assert task.codes[1]["type"] == ("10200004", "SCT", "Liver")
+    assert with_overrides(task, 1, 3).codes == task.codes
+    assert with_overrides(task, 1, 2).codes == {}
+    assert not contradictions(TASK, task)[0]
+    for codes in ({3: CODES[1]}, {1: {"type": ["a", "b", "c"]}}, {1: {**CODES[1], "type": ["a", "b"]}}, [1], {1: None}):
+        with pytest.raises(ValueError, match="task.yaml: codes: "):
+            read_task(write(tmp_path, codes=codes))
 
 
 def test_any_name_is_written_as_letters_and_read_again(tmp_path):

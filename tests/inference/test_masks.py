@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from digar.inference.masks import LargestComponentd, RemapLabelsd, volumes_ml, written_labels
+from digar.inference.masks import LargestComponentd, RemapLabelsd, volumes_ml, written_codes, written_labels
 from monai.data import MetaTensor
 
 
@@ -46,3 +46,9 @@ def test_volumes_are_in_millilitres():
     mask = np.zeros((10, 10, 10), np.uint8)
     mask[:5] = 1
     assert volumes_ml(mask, np.diag([2.0, -2, 2, 1]), {1: "a", 2: "b"}) == {"a": 4.0, "b": 0.0}
+
+
+def test_codes_follow_their_labels_to_the_written_values():
+    assert written_codes({1: "a", 2: "b"}, 4, {}) == {1: "a", 2: "b"}
+    assert written_codes({1: "a", 2: "b", 3: "c"}, 4, {1: 7, 2: 3, 3: 0}) == {7: "a", 3: "b"}
+    assert written_codes({1: "a", 2: "b"}, 4, {1: 3}) == {2: "b"}  # 1 and 3 are one value now

@@ -6,7 +6,7 @@ by people, and read by every workflow; nothing in it is ever evaluated.
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +74,8 @@ class Task:
         pretraining_crop: where it is another than ``crop``.
         intensity: ``percentiles``, or the window ``(low, high)`` that is scaled to 0..1.
         trained_with: None until a network has been trained.
+        codes: value in the mask to what DICOM calls it: ``category``, ``type`` and perhaps ``modifier``, each as code,
+            scheme (SCT is SNOMED CT) and meaning.
     """
 
     name: str
@@ -88,6 +90,7 @@ class Task:
     intensity: str | Sequence[float] = PERCENTILES
     training: Training = Training()
     trained_with: TrainedWith | None = None
+    codes: Mapping[int, Mapping[str, Sequence[str]]] = field(default_factory=dict)
 
     @property
     def in_channels(self) -> int:
@@ -200,6 +203,8 @@ def parse_task(content: Any) -> Task:
     task: Task = _build(Task, content, "")
     if max(task.labels, default=0) > MOST_LABEL:
         raise ValueError(f"labels: {max(task.labels)} is too large a value, {MOST_LABEL} is the largest")
+    if strange := set(task.codes) - set(task.labels):
+        raise ValueError(f"codes: {min(strange)} is none of the labels")
     if task.labels and task.classes:
         raise ValueError("labels and classes cannot both be given: labels are of a segmentation, classes of a scan")
     return task
@@ -225,7 +230,9 @@ def write_task(task: Task, file: str | Path, comments: Mapping[str, str] | None 
 
 def to_plain(task: Task) -> dict[str, Any]:
     """The values of a task as a file holds them; what is empty or not known is left out."""
-    plain = {key: value for key, value in asdict(task).items() if value not in (None, ())}
+    plain = {
+        key: value for key, value in asdict(task).items() if value not in (None, ()) and (key, value) != ("codes", {})
+    }
     if task.classes:
         del plain["labels"]
     if task.trained_with:
@@ -303,6 +310,19 @@ def _labels(value: Any) -> dict[int, str]:
     return names
 
 
+def _codes(value: Any) -> dict[int, dict[str, tuple[str, ...]]]:
+    """Codes of labels, as :class:`Task` has them; their scheme and number are not looked up."""
+    coded = _list(lambda word: str(word) if isinstance(word, int) and not isinstance(word, bool) else _text(word), 3)
+    kinds = {"category", "type"}
+    for label, entry in value.items() if isinstance(value, dict) else [(None, None)]:
+        if not isinstance(entry, dict) or not kinds <= set(entry) <= kinds | {"modifier"}:
+            raise ValueError(
+                f"{label!r} must have a category, a type and perhaps a modifier, as "
+                "{1: {category: [91723000, SCT, Anatomical Structure], type: [10200004, SCT, Liver]}}"
+            )
+    return {label: {kind: coded(code) for kind, code in entry.items()} for label, entry in value.items()}
+
+
 def _intensity(value: Any) -> str | tuple[float, float]:
     if value == PERCENTILES:
         return PERCENTILES
@@ -363,6 +383,7 @@ _READERS[Task] = {
     "intensity": _intensity,
     "training": lambda value: _build(Training, value, "training."),
     "trained_with": lambda value: _build(TrainedWith, value, "trained_with."),
+    "codes": _codes,
 }
 _REQUIRED = {Task: ("name", "channels", "spacing", "crop", "patch"), TrainedWith: ("images",)}
 
@@ -415,6 +436,8 @@ def with_overrides(
         plain["labels"] = {}
     elif num_classes not in (None, task.num_classes):
         plain["labels"] = {value: unnamed(value) for value in range(1, num_classes)}
+    if plain.get("labels") != to_plain(task).get("labels"):
+        plain["codes"] = {}
     return parse_task(plain)
 
 

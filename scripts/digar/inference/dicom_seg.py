@@ -8,7 +8,6 @@ Needs requirements-dicom.txt.
 """
 
 import argparse
-import json
 import logging
 import re
 import sys
@@ -30,10 +29,11 @@ from pydicom.sr.codedict import codes as concepts
 from pydicom.uid import generate_uid
 from tqdm import tqdm
 
+from digar.data.task import find_task
 from digar.inference.inputs import find_cases
 from digar.volumes.dicom import SeriesHeader, is_series, series_header
 from digar.volumes.dicom_frames import LPS_TO_RAS, UNREADABLE_DICOM
-from digar.volumes.files import file_hash, whole_file
+from digar.volumes.files import file_hash, read_json, whole_file
 from digar.volumes.header import GRID_TOLERANCE_MM, Header, VolumeError, refuse_other_grid
 from digar.volumes.pictures import label_colour
 from digar.volumes.reading import read_header
@@ -228,12 +228,12 @@ def describe_segments(labels: Mapping[int, str], codes: Codes, metadata: Mapping
     return descriptions
 
 
-def write_folder(images: Path, masks: Path, metadata: Mapping[str, Any]) -> dict[str, str]:
+def write_folder(images: Path, masks: Path, codes: Codes, metadata: Mapping[str, Any]) -> dict[str, str]:
     """Write a DICOM SEG beside the mask of every DICOM series that a folder inference took.
 
     Args:
         images, masks: ``dataset_dir`` and ``output_dir`` of the inference; its ``labels.json`` names the labels.
-        metadata: of the bundle: ``name``, ``version``, ``authors``, and in ``segments`` the codes.
+        codes, metadata: see :func:`write_dicom_seg`.
 
     Returns:
         The series that got none, and why.
@@ -244,9 +244,8 @@ def write_folder(images: Path, masks: Path, metadata: Mapping[str, Any]) -> dict
     found = [case for case in find_cases(images, masks) if is_series(case["image"])]
     if not found:
         raise FileNotFoundError(f"{images} holds no DICOM series: only their masks become DICOM SEG")
-    names = json.loads((masks / "labels.json").read_text(encoding="utf-8"))
+    names = read_json(masks / "labels.json", dict)
     labels = {int(value): name for value, name in names.items() if int(value)}
-    codes = {int(value): entry for value, entry in metadata.get("segments", {}).items()}
     failed = {}
     for case in tqdm(found, desc="DICOM SEG", unit="series"):
         mask = masks / case["mask"]
@@ -267,10 +266,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Write the masks of DICOM series as DICOM SEG.")
     parser.add_argument("--images", required=True, type=Path, help="dataset_dir of the inference")
     parser.add_argument("--masks", required=True, type=Path, help="output_dir of the inference")
-    parser.add_argument("--metadata", type=Path, default=METADATA, help="codes (default: the bundle's)")
+    parser.add_argument("--task", type=Path, help="task file or model's folder, whose codes the segments bear")
     arguments = parser.parse_args(argv)
-    metadata = json.loads(arguments.metadata.read_text(encoding="utf-8"))
-    failed = write_folder(arguments.images, arguments.masks, metadata)
+    codes = find_task(arguments.task).codes if arguments.task else {}
+    failed = write_folder(arguments.images, arguments.masks, codes, read_json(METADATA, dict))
     for name, reason in failed.items():
         print(f"{name}: no DICOM SEG: {reason}")
     if failed:

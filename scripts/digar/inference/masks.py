@@ -82,6 +82,20 @@ def written_labels(names: Mapping[int, str], num_classes: int, mapping: Mapping[
     return {value: name for value, name in sorted(written.items()) if value}
 
 
+def written_codes(codes: Mapping[int, Any], num_classes: int, mapping: Mapping[int | str, int]) -> dict[int, Any]:
+    """Value in the mask to its codes; several labels that become one value have none.
+
+    Args:
+        codes: of the network's labels, see :class:`digar.data.task.Task`.
+        num_classes: of the network.
+        mapping: see :class:`RemapLabelsd`.
+    """
+    values = {int(label): int(value) for label, value in mapping.items()}
+    written = [values.get(label, label) for label in range(1, num_classes)]
+    found = {values.get(label, label): entry for label, entry in sorted(codes.items())}
+    return {value: entry for value, entry in found.items() if value and written.count(value) == 1}
+
+
 def volumes_ml(mask: np.ndarray, affine: np.ndarray, labels: Mapping[int, str]) -> dict[str, float]:
     """Volume of each label in ml, by its name."""
     counts = np.bincount(mask.ravel(), minlength=max(labels, default=0) + 1)
