@@ -48,6 +48,7 @@ test-label: $(LABEL)/installed
 lint: .venv/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
+	$(BIN)/mypy
 
 docs: .venv/installed  # into site/; a broken link or reference is an error
 	$(BIN)/mkdocs build --strict --quiet

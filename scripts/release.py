@@ -15,7 +15,7 @@ from pathlib import Path
 from digar.volumes.files import whole_file
 
 ROOT = Path(__file__).parents[1]
-LEFT_OUT = ("tests/", ".ci/", ".github/", ".git", "pyproject.toml")  # beginnings of paths
+LEFT_OUT = ("tests/", ".ci/", ".github/", ".git", ".pre-commit-config.yaml", "pyproject.toml")  # beginnings of paths
 EPOCH = (1980, 1, 1, 0, 0, 0)  # the earliest date a zip can hold
 
 

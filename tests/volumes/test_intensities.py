@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from digar.volumes.intensities import ScaleByPercentilesd, percentiles, scale_by_percentiles
+from digar.volumes.intensities import ScaleIntensityd, percentiles, scale_by_percentiles
 from monai.data import MetaTensor
 from monai.transforms import ScaleIntensityRangePercentilesd
 
@@ -51,8 +51,13 @@ def test_the_transform_is_monais_with_its_metadata_kept():
     volume = MetaTensor(values, affine=2 * torch.eye(4, dtype=torch.float64), meta={"filename_or_obj": "a.nii"})
     monai = ScaleIntensityRangePercentilesd("image", 1, 99.9, 0.0, 1.0, clip=True, channel_wise=True)
     expected = monai({"image": volume.clone()})["image"]
-    found = ScaleByPercentilesd("image")({"image": volume, "label": 3})
+    found = ScaleIntensityd("image")({"image": volume, "label": 3})
     torch.testing.assert_close(found["image"].as_tensor(), expected.as_tensor(), rtol=0, atol=1e-6)
     assert found["image"].meta["filename_or_obj"] == "a.nii"
     assert torch.equal(found["image"].affine, volume.affine)
     assert found["label"] == 3
+
+
+def test_an_unknown_rule_is_refused():
+    with pytest.raises(ValueError, match="the intensity rule is 'percentile': it must be percentiles or a window"):
+        ScaleIntensityd("image", "percentile")

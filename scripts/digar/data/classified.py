@@ -7,6 +7,7 @@ from typing import Any
 from zipfile import BadZipFile
 
 import numpy as np
+import torch
 from monai.data import ImageReader, MetaTensor
 
 from digar.data.datalists import Case, split_cases
@@ -50,7 +51,8 @@ def _table_cases(path: Path, classes: Sequence[str], validation_share: float, se
     rows = read_table(path, ("file", "class"))
     if not rows:
         raise ValueError(f"{path} has no row: it needs one for each volume")
-    cases, patients = [], {}
+    cases: list[Case] = []
+    patients: dict[str, list[Case]] = {}
     for line, row in rows:
         if row["class"] not in classes:
             raise ValueError(
@@ -144,7 +146,7 @@ class LoadImageOrVoxelsd(CheckedLoadImaged):
         volume = np.array(data[key], np.float32)[None]
         warnings = mend(data["name"], volume, self.checked_reader.nonfinite_share)
         meta = {WARNINGS: warnings, "filename_or_obj": data["name"]}
-        return {**data, key: MetaTensor(volume, affine=np.eye(4), meta=meta)}
+        return {**data, key: MetaTensor(torch.from_numpy(volume), affine=torch.eye(4, dtype=torch.float64), meta=meta)}
 
 
 def without_metadata(case: dict[str, Any]) -> dict[str, Any]:

@@ -236,7 +236,7 @@ def label_names(dataset_dir: str | Path, labels: Mapping[int, str]) -> list[str]
     return [names.get(value, unnamed(value)) for value in range(1, max(names) + 1)]
 
 
-def check_cases(cases: Sequence[Case], load: Callable[[Case], Mapping[str, Any]]) -> list[CaseFacts]:
+def check_cases(cases: Sequence[Case], load: Callable[[Case], Mapping[Any, Any]]) -> list[CaseFacts]:
     """Read every labelled case before a run as the run will read it; what is odd about a case is logged.
 
     Args:
@@ -268,4 +268,4 @@ def check_cases(cases: Sequence[Case], load: Callable[[Case], Mapping[str, Any]]
     problems = [str(result) for result in results if isinstance(result, VolumeError)]
     if problems:
         raise ValueError(f"{len(problems)} of {len(cases)} cases cannot be used:\n" + "\n".join(problems))
-    return results
+    return [result for result in results if not isinstance(result, VolumeError)]

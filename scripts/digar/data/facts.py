@@ -6,6 +6,7 @@ from typing import NamedTuple
 import nibabel as nib
 import numpy as np
 from monai.data import MetaTensor
+from nibabel.affines import voxel_sizes
 
 from digar.volumes.checks import intensity_percentiles
 
@@ -35,7 +36,7 @@ def case_facts(image: MetaTensor, label: MetaTensor | None = None) -> CaseFacts:
     voxels = channels[:, values[0] > 0]
     chosen = np.random.default_rng(0).permutation(voxels.shape[1])[:SAMPLED_VOXELS]
     return CaseFacts(
-        spacing=nib.affines.voxel_sizes(affine)[turned],
+        spacing=voxel_sizes(affine)[turned],
         shape=np.array(channels.shape[1:])[turned],
         percentiles=np.array([intensity_percentiles(channel) for channel in channels]),
         labelled=voxels[:, chosen],

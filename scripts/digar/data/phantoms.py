@@ -64,7 +64,7 @@ class Pose(NamedTuple):
 
     centre: np.ndarray
     rotation: np.ndarray
-    scale: float
+    scale: float | np.ndarray
 
     def to_local(self, points: np.ndarray) -> np.ndarray:
         return (points - self.centre) @ self.rotation / self.scale
@@ -232,13 +232,13 @@ def _find_room(rng: np.random.Generator, organ: Organ, taken: np.ndarray, tries:
     """The first of some random poses inside the body and clear of the balls ``taken`` (M, 4); None if none is."""
     reach = BODY_RADIUS - 12  # mm; farther out hardly an organ fits
     centres = rng.uniform(-reach, reach, (tries, 3))
-    tried = Pose(centres, _draw_rotation(rng, tries), rng.uniform(*ORGAN_SCALE, tries))
-    balls = tried.place(organ.balls)  # (tries, balls of this organ, 4)
+    rotations, scales = _draw_rotation(rng, tries), rng.uniform(*ORGAN_SCALE, tries)
+    balls = Pose(centres, rotations, scales).place(organ.balls)  # (tries, balls of this organ, 4)
     inside = np.linalg.norm(balls[..., :3], axis=-1) + balls[..., 3] < BODY_RADIUS
     distance = np.linalg.norm(balls[:, :, None, :3] - taken[:, :3], axis=-1)  # (tries, balls of this organ, M)
     clear = distance > balls[:, :, None, 3] + taken[:, 3] + GAP
     fits = np.flatnonzero(inside.all(axis=1) & clear.all(axis=(1, 2)))
-    return Pose(*(part[fits[0]] for part in tried)) if len(fits) else None
+    return Pose(centres[fits[0]], rotations[fits[0]], scales[fits[0]]) if len(fits) else None
 
 
 def _draw_rotation(rng: np.random.Generator, *count: int) -> np.ndarray:

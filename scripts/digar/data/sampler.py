@@ -1,8 +1,9 @@
 """Which sample comes when, and from the middle of an epoch on."""
 
 from collections.abc import Iterator
+from typing import Any, cast
 
-from torch.utils.data import DistributedSampler
+from torch.utils.data import DataLoader, DistributedSampler
 
 
 class ResumableSampler(DistributedSampler):
@@ -25,3 +26,8 @@ class ResumableSampler(DistributedSampler):
     def __iter__(self) -> Iterator[int]:
         epoch, num_samples = self.skipped
         return iter(self.whole_epoch()[num_samples if self.epoch == epoch else 0 :])
+
+
+def resumable_sampler(loader: DataLoader[Any]) -> ResumableSampler:
+    """The sampler of a training's loader."""
+    return cast(ResumableSampler, loader.sampler)

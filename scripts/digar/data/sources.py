@@ -14,11 +14,15 @@ def pretraining_cases(kinds: Mapping[str, SequenceKind]) -> list[Case]:
     Raises:
         ValueError: no source is given.
     """
-    given = {name: kind for name, kind in kinds.items() if kind.source is not None}
-    if not given:
+    if all(kind.source is None for kind in kinds.values()):
         options = [f"--{kind.option}" for kind in kinds.values()]
         raise ValueError(f"there is nothing to learn from: pass {', '.join(options[:-1])} or {options[-1]}")
-    return [{**case, "kind": name} for name, kind in given.items() for case in kind.find(kind.source)]
+    return [
+        {**case, "kind": name}
+        for name, kind in kinds.items()
+        if kind.source is not None
+        for case in kind.find(kind.source)
+    ]
 
 
 def left_out_cases(kinds: Mapping[str, SequenceKind]) -> list[tuple[str, str]]:

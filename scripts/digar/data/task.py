@@ -488,7 +488,8 @@ def contradictions(own: Task, used: Task, mirroring: Sequence[int] = ()) -> tupl
         used: the task that they are used for.
         mirroring: axes along which windows are mirrored.
     """
-    wrong, odd = [], []
+    wrong: list[str] = []
+    odd: list[str] = []
     if own.in_channels != used.in_channels:
         wrong.append(f"channels: the network takes {own.in_channels}, not {used.in_channels}")
     for key, name in (("labels", "values would stand for other structures"), ("classes", "scores would be swapped")):

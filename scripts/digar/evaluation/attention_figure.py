@@ -2,9 +2,9 @@
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from digar.networks.attention import GatedAttention
+from digar.networks.attention import Branch
 from digar.networks.transformer import Backbone
 
 
@@ -21,7 +21,7 @@ def attention_weights(backbone: Backbone, image: Tensor, layer: int) -> Tensor:
         ``(branches, B, S, S)``, the undilated branch first; row i sums to 1 and tells what position i takes, or to 0
         where a branch leaves it out. A gated layer's blend is ``share * weights[1] + (1 - share) * weights[0]``.
     """
-    attention: GatedAttention = backbone.blocks[layer].attention
+    attention = backbone.blocks[layer].attention
     inputs: list[Tensor] = []
     hook = attention.register_forward_pre_hook(lambda _module, arguments: inputs.append(arguments[0]))
     try:
@@ -34,7 +34,7 @@ def attention_weights(backbone: Backbone, image: Tensor, layer: int) -> Tensor:
     return torch.stack([_weights(branch, query, key).mean(dim=1) for branch in branches])
 
 
-def _weights(branch: nn.Module, query: Tensor, key: Tensor) -> Tensor:
+def _weights(branch: Branch, query: Tensor, key: Tensor) -> Tensor:
     """The result for one-hot values is the weights themselves, ``(B, heads, S, S)``; d columns at a time."""
     batch, heads, length, width = query.shape
     padded = F.pad(torch.eye(length, dtype=query.dtype, device=query.device), (0, -length % width))

@@ -1,5 +1,6 @@
 """Scores of classified volumes: AUC, accuracy, confusion matrix."""
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -49,7 +50,7 @@ def summarise_classes(cases: Sequence[Classified], classes: Sequence[str]) -> li
     rows = []
     for index, name in enumerate(classes):
         defined = 0 < occurs[index] < len(cases)
-        auc = float(compute_roc_auc(probabilities[:, index], truth[:, index])) if defined else float("nan")
+        auc = np.asarray(compute_roc_auc(probabilities[:, index], truth[:, index])).item() if defined else math.nan
         recall = matrix[index, index] / occurs[index] if occurs[index] else float("nan")
         rows.append({"class": name, "cases": int(occurs[index]), "auc": auc, "recall": float(recall), "accuracy": ""})
     means = {key: float(np.mean([row[key] for row in rows])) for key in ("auc", "recall")}

@@ -59,8 +59,8 @@ def summarise(scores: Sequence[Score]) -> list[dict[str, Any]]:
                 values = np.array([score[name] for score in defined])
                 row |= {"mean": values.mean(), "std": values.std(), "median": np.median(values)}
                 if metric.better is not None:
-                    index = max(range(len(defined)), key=lambda i: metric.badness(values[i]))
-                    row |= {"worst": values[index], "worst_case": defined[index].case}
+                    worst = defined[int(np.argmax([metric.badness(score[name]) for score in defined]))]
+                    row |= {"worst": worst[name], "worst_case": worst.case}
             rows.append(row)
     return rows
 

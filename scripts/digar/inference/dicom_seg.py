@@ -131,7 +131,7 @@ def _sources(header: SeriesHeader) -> list[Dataset]:
     files = list(dict.fromkeys(frame.file for frame in header.frames))
     if 1 < len(files) < len(header.frames):
         raise VolumeError(header.path, "is spread over several multi-frame files: no DICOM SEG can refer to it")
-    sources = [pydicom.dcmread(file, stop_before_pixels=True, force=True) for file in files]
+    sources: list[Dataset] = [pydicom.dcmread(file, stop_before_pixels=True, force=True) for file in files]
     for keyword in ("StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID", "SOPClassUID", "SOPInstanceUID"):
         if not all(source.get(keyword) for source in sources):
             raise VolumeError(header.path, f"has no {keyword}, to which a DICOM SEG must refer")

@@ -14,7 +14,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -212,7 +212,7 @@ class FolderEvaluator(Engine):
 
     # The threads
 
-    def _finished_images(self, pending: Sequence[int]) -> Iterator[Outcome]:
+    def _finished_images(self, pending: Sequence[int]) -> Generator[Outcome, None, None]:
         """Start the threads, and give the outcomes as they come; the threads end with the generator."""
         stop = threading.Event()
         to_network, to_writing, finished = (Passage(depth, stop) for depth in (WAITING, WAITING, 0))

@@ -120,13 +120,13 @@ def _table_entries(file: Path) -> list[list[str]]:
 
 def _json_entries(file: Path) -> list[list[str]]:
     """A list of paths, of lists of paths, or of objects with ``image``; each as a list of paths."""
-    entries = []
+    entries: list[list[str]] = []
     for number, item in enumerate(read_json(file, list), start=1):
         image = item.get("image") if isinstance(item, dict) else item
         paths = image if isinstance(image, list) else [image]
         if not paths or not all(isinstance(path, str) and path for path in paths):
             raise ValueError(f'{file}, entry {number}: it names no file; write a path, or {{"image": a path}}')
-        entries.append(paths)
+        entries.append([str(path) for path in paths])
     return entries
 
 
@@ -145,9 +145,11 @@ def _named(entries: Sequence[Sequence[str]], root: str, postfix: str) -> list[Ca
             base = channel[1]
         name = Path(folder, base + ending if len(paths) > 1 else file).as_posix()
         cases.append({"name": name, "image": paths[0] if len(paths) == 1 else list(paths)})
-        wanted.append(tuple(Path(folder, _fitting(b, f"_{postfix}.nii.gz")).as_posix() for b in (base, base + ending)))
+        short, whole = (Path(folder, _fitting(b, f"_{postfix}.nii.gz")).as_posix() for b in (base, base + ending))
+        wanted.append((short, whole))
     plain = Counter(_folded(short) for short, _ in wanted)
-    names, masks = set(), set()
+    names: set[str] = set()
+    masks: set[str] = set()
     for number in sorted(range(len(cases)), key=lambda number: cases[number]["name"]):
         short, whole = wanted[number]
         mask = short if plain[_folded(short)] == 1 else whole

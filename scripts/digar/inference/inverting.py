@@ -173,7 +173,7 @@ def _fill(
                 here = axis.positions[first:last] - offset[number] - needed[number][0]
                 values = resample(values, number, here)
         if probabilities is not None:
-            probabilities[(label, *place)] = values.numpy()
+            probabilities[label][place] = values.numpy()
         if best is None:
             best, labels = values.clone(), np.zeros(values.shape, mask.dtype)
             continue

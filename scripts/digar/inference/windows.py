@@ -167,11 +167,11 @@ class WindowInferer(Inferer):
     def _predict(self, windows: Tensor, network: Network, device: torch.device) -> Tensor:
         windows = windows.to(device)
         with torch.autocast(device.type, dtype=self.dtype, enabled=self.dtype != torch.float32):
-            total = None
-            for axes in self.flips:
+            total = torch.zeros(())
+            for number, axes in enumerate(self.flips):
                 dims = [2 + axis for axis in axes]
                 logits = network(windows.flip(dims)).flip(dims).float() if dims else network(windows).float()
-                total = logits if total is None else total.add_(logits)
+                total = total.add_(logits) if number else logits
         return total.div_(len(self.flips)) if len(self.flips) > 1 else total
 
     def _layers(self, image: Tensor, axis: int) -> list[tuple[int, list[Window]]]:
@@ -202,16 +202,15 @@ class _Sums:
 
     def __init__(self, size: Sequence[int], roi_size: Sequence[int], axis: int, device: torch.device) -> None:
         self.size, self.roi_size, self.axis, self.device = list(size), tuple(roi_size), axis, device
-        self.importance = compute_importance_map(roi_size, mode="gaussian", device=device, dtype=torch.float32)
+        self.importance = compute_importance_map(tuple(roi_size), mode="gaussian", device=device, dtype=torch.float32)
         self.thickness = roi_size[axis]
         self.start = 0  # slice at which the sums begin
         self.sent = 0  # slices that have left
-        self.logits: Tensor | None = None
-        self.weights: Tensor | None = None
+        self.logits = self.weights = torch.empty(0)
 
     @property
     def started(self) -> bool:
-        return self.logits is not None
+        return self.logits.numel() > 0
 
     def to_cpu(self) -> None:
         self.device = torch.device("cpu")
@@ -228,9 +227,8 @@ class _Sums:
             self.weights = torch.zeros(shape, device=self.device)
         weighted = logits.to(self.device) * self.importance
         for window, values in zip(windows, weighted, strict=True):
-            inside = list(window)
-            inside[self.axis] -= self.start
-            place = _crop(tuple(inside), self.roi_size)
+            x, y, z = (first - self.start * (axis == self.axis) for axis, first in enumerate(window))
+            place = _crop((x, y, z), self.roi_size)
             self.logits[place] += values
             self.weights[place[1:]] += self.importance
 

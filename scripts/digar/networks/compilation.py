@@ -6,7 +6,8 @@ import os
 import shutil
 
 import torch
-from torch import nn
+
+from digar.networks.models import Network
 
 COMPILERS = ("g++", "clang++", "cl")
 
@@ -21,7 +22,7 @@ def missing_compiler(device: torch.device) -> str | None:
     return None if any(shutil.which(name) for name in names if name) else f"a C++ compiler ({', '.join(COMPILERS)})"
 
 
-def compile_blocks(network: nn.Module, enabled: bool | None) -> bool:
+def compile_blocks(network: Network, enabled: bool | None) -> bool:
     """Compile the blocks of the network's backbone in place: the names of its weights stay, DDP may wrap it.
 
     The first steps take longer by the compilation. Without a compiler the blocks stay as they are, and the log says so.

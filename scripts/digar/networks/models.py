@@ -116,3 +116,6 @@ class ClassificationNetwork(nn.Module):
     def forward(self, image: Tensor) -> Tensor:
         """``(B, C, X, Y, Z)`` to logits ``(B, num_classes)``."""
         return self.head(self.backbone.patches_only(self.backbone(image)[-1]).mean(dim=1))
+
+
+Network = PretrainingNetwork | SegmentationNetwork | ClassificationNetwork

@@ -3,6 +3,7 @@
 MONAI's engines enter autocast for CUDA only; an inferer that does works on a CPU too, in training and validation.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -42,7 +43,7 @@ class PrecisionInferer(Inferer):
         self.inferer = inferer
         self.dtype = PRECISIONS[precision]
 
-    def __call__(self, inputs: torch.Tensor, network: torch.nn.Module, *args: Any, **kwargs: Any) -> torch.Tensor:
+    def __call__(self, inputs: torch.Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any) -> torch.Tensor:
         enabled = self.dtype != torch.float32
         # weights are cast once for all windows; in training, where each is used once, the casts would only be kept
         cache = not torch.is_grad_enabled()

@@ -20,7 +20,9 @@ SIZES: dict[str, dict[str, int]] = {
     "base": {"hidden_size": 768, "num_layers": 12, "num_heads": 12},
 }
 Axes = tuple[int, int, int]
-Network, Settings, Fields = TypeVar("Network"), TypeVar("Settings"), ParamSpec("Fields")
+Network = TypeVar("Network")
+Settings = TypeVar("Settings")
+Fields = ParamSpec("Fields")
 
 
 def axes(value: int | Sequence[int], name: str) -> Axes:
@@ -131,7 +133,7 @@ def takes_fields_of(
     """For a constructor that takes settings: let it take their fields, so that configs name each number literally."""
 
     def decorate(construct: Callable[[Network, Settings], None]) -> Callable[Concatenate[Network, Fields], None]:
-        def construct_from_fields(self: Network, *arguments: Fields.args, **fields: Fields.kwargs) -> None:
+        def construct_from_fields(self: Network, /, *arguments: Fields.args, **fields: Fields.kwargs) -> None:
             construct(self, settings(*arguments, **fields))
 
         return construct_from_fields

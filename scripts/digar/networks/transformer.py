@@ -4,6 +4,8 @@ It serves pretraining (prefix-causal mask, end token), fine-tuning and inference
 """
 
 import itertools
+from collections.abc import Sequence
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -58,6 +60,10 @@ class Backbone(nn.Module):
         [(1, 9, 24), (1, 9, 24)]
     """
 
+    token_order: Tensor
+    position_order: Tensor
+    position: Tensor
+
     def __init__(self, settings: BackboneSettings, end_token: bool = False) -> None:
         super().__init__()
         layout = settings.layout(end_token)
@@ -90,10 +96,11 @@ class Backbone(nn.Module):
         self.dropout = nn.Dropout(settings.dropout)
         gate = settings.projections, settings.gate_init, settings.gate_learnable
         modes = itertools.islice(itertools.cycle(settings.attention_modes), num_layers)
-        self.blocks = nn.ModuleList(
+        blocks = (
             Block(GatedAttention(hidden_size, num_heads, mode, layout, *gate), hidden_size, settings.dropout)
             for mode in modes
         )
+        self.blocks = cast(Sequence[Block], nn.ModuleList(blocks))
         self.norm = nn.LayerNorm(hidden_size)
         self.apply(_initialise)
         nn.init.normal_(self.start_token, std=0.02)

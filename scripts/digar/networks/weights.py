@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from digar.data.task import model_file
+from digar.networks.models import Network
 from digar.networks.transformer import Backbone
 
 logger = logging.getLogger(__name__)
@@ -164,7 +165,7 @@ def load_weights(network: nn.Module, path: str | Path) -> nn.Module:
     return network
 
 
-def load_pretrained(network: nn.Module, path: str | Path | None, inherit_gate: bool = False) -> str:
+def load_pretrained(network: Network, path: str | Path | None, inherit_gate: bool = False) -> str:
     """Start a network's backbone from pretrained weights; its head stays as it was built.
 
     Args:
@@ -182,10 +183,9 @@ def load_pretrained(network: nn.Module, path: str | Path | None, inherit_gate: b
     if path is None:
         logger.info("all weights start anew (no pretrained weights are given)")
         return "from scratch"
-    weights, notes = read_checkpoint(path), []
-    if is_published(weights):
-        weights, notes = convert_published(weights)
-    backbone: Backbone = network.backbone
+    weights = read_checkpoint(path)
+    weights, notes = convert_published(weights) if is_published(weights) else (weights, [])
+    backbone = network.backbone
     own = backbone.state_dict()
     given = {name.removeprefix("backbone."): t for name, t in weights.items() if name.startswith("backbone.")}
     if not given:

@@ -5,8 +5,9 @@ import logging
 import math
 import shutil
 import time
+from collections.abc import Sized
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import ignite.distributed as idist
 import torch
@@ -15,6 +16,7 @@ from monai.engines import Evaluator
 from torch import nn
 from torch.utils.data import DataLoader
 
+from digar.data.sampler import resumable_sampler
 from digar.data.task import Task, task_file, write_task
 from digar.networks.weights import is_whole
 from digar.volumes.files import whole_file
@@ -124,7 +126,7 @@ class BestWeights:
         """Whether the patience is at its end."""
         return self.patience is not None and self.waited >= self.patience
 
-    def state_dict(self) -> dict[str, float | None]:
+    def state_dict(self) -> dict[str, Any]:
         """The best score and how long ago it was, and MONAI's record of it (value and epoch), which its log shows."""
         record = self.evaluator.state
         return {
@@ -135,7 +137,7 @@ class BestWeights:
             "best_metric_epoch": record.best_metric_epoch,
         }
 
-    def load_state_dict(self, state: dict[str, float | None]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         self.best, self.waited, self.written = state["best"], state["waited"], state["written"]
         self.evaluator.state.best_metric = state["best_metric"]
         self.evaluator.state.best_metric_epoch = state["best_metric_epoch"]
@@ -216,10 +218,10 @@ class TrainingState:
     @property
     def data(self) -> dict[str, int]:
         """What gives a position within an epoch its meaning."""
-        sampler = self.loader.sampler
+        sampler = resumable_sampler(self.loader)
         return {
-            "samples": len(sampler.dataset),
-            "samples_per_step": self.loader.batch_size * sampler.num_replicas,
+            "samples": len(cast(Sized, self.loader.dataset)),
+            "samples_per_step": (self.loader.batch_size or 1) * sampler.num_replicas,
         }
 
     @property
@@ -286,7 +288,7 @@ class TrainingState:
                 f"{file} belongs to a run of {trainer['max_epochs']} epochs, its learning rate was planned "
                 f"for them: resume with --max_epochs {trainer['max_epochs']} instead of {planned.max_epochs}"
             )
-        data, processes = state["data"], self.loader.sampler.num_replicas
+        data, processes = state["data"], resumable_sampler(self.loader).num_replicas
         if data["samples"] != self.data["samples"]:
             raise ValueError(
                 f"{file} belongs to a run on {data['samples']} cases, now there are {self.data['samples']}: resume "
@@ -305,7 +307,7 @@ class TrainingState:
                 raise ValueError(f"{file} is the state of another {name}: {error}") from None
         steps = trainer["iteration"] % trainer["epoch_length"]
         epoch = trainer["iteration"] // trainer["epoch_length"] + 1
-        self.loader.sampler.skip(epoch, steps * self.loader.batch_size)
+        resumable_sampler(self.loader).skip(epoch, steps * self.loader.batch_size)
         total = trainer["max_epochs"] * trainer["epoch_length"]
         logger.info("training resumes from %s, after step %d of %d", file, trainer["iteration"], total)
 

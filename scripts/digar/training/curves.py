@@ -1,9 +1,10 @@
 """What a training shows in TensorBoard beside loss and metrics: gate shares, learning rate, gradient norm."""
 
 from ignite.engine import Engine, Events
-from torch import nn
 from torch.optim import Optimizer
 from torch.utils.tensorboard import SummaryWriter
+
+from digar.networks.models import Network
 
 
 class TrainingCurves:
@@ -15,7 +16,7 @@ class TrainingCurves:
         writer: TensorBoard's.
     """
 
-    def __init__(self, network: nn.Module, optimizer: Optimizer, writer: SummaryWriter) -> None:
+    def __init__(self, network: Network, optimizer: Optimizer, writer: SummaryWriter) -> None:
         self.network = network
         self.optimizer = optimizer
         self.writer = writer

@@ -2,6 +2,7 @@
 
 import logging
 import math
+from typing import Any
 
 import ignite.distributed as idist
 import torch
@@ -9,6 +10,8 @@ from ignite.engine import Engine
 from monai.engines import IterationEvents
 from torch import nn
 from torch.utils.data import DataLoader
+
+from digar.data.sampler import resumable_sampler
 
 logger = logging.getLogger(__name__)
 
@@ -72,5 +75,6 @@ class SafeSteps:
     def files(self, trainer: Engine) -> list[str]:
         """What this process' batch was made of."""
         position = (trainer.state.iteration - 1) % trainer.state.epoch_length * self.loader.batch_size
-        indices = self.loader.sampler.whole_epoch()[position : position + self.loader.batch_size]
-        return [str(self.loader.dataset.data[index]["image"]) for index in indices]
+        indices = resumable_sampler(self.loader).whole_epoch()[position : position + self.loader.batch_size]
+        dataset: Any = self.loader.dataset
+        return [str(dataset.data[index]["image"]) for index in indices]

@@ -10,6 +10,8 @@ from monai.handlers import CheckpointLoader
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
+from digar.networks.models import Network
+
 logger = logging.getLogger(__name__)
 
 
@@ -23,7 +25,7 @@ def layer_of(name: str, num_layers: int) -> int:
 
 
 def parameter_groups(
-    network: nn.Module, learning_rate: float, weight_decay: float, layer_decay: float, gate_rate: float
+    network: Network, learning_rate: float, weight_decay: float, layer_decay: float, gate_rate: float
 ) -> list[dict[str, Any]]:
     """Parameter groups with their rates; ``gates`` marks that of the gates.
 
@@ -53,7 +55,7 @@ def parameter_groups(
 
 
 def build_adamw(
-    network: nn.Module,
+    network: Network,
     learning_rate: float,
     weight_decay: float = 0.01,
     layer_decay: float = 1.0,

@@ -1,5 +1,9 @@
 """A progress bar over the whole training: step, throughput and the time left, not only this epoch's."""
 
+from __future__ import annotations  # tqdm is generic for type checkers alone
+
+from typing import Any
+
 import ignite.distributed as idist
 from ignite.engine import Engine, Events
 from monai.handlers import from_engine
@@ -12,8 +16,7 @@ class TrainingProgress:
     It starts where a resumed training does. Of several processes the first one shows it.
     """
 
-    def __init__(self) -> None:
-        self.bar: tqdm | None = None
+    bar: tqdm[Any]
 
     def attach(self, trainer: Engine) -> None:
         if idist.get_rank() == 0:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from monai.config import PathLike
 from monai.data import ImageReader, MetaTensor
 from monai.transforms import LoadImaged
 from monai.utils import ensure_tuple
@@ -71,13 +72,13 @@ class CheckedReader(ImageReader):
         self.training_range = training_range
         self.memory_share = memory_share
 
-    def verify_suffix(self, filename: Sequence[str | Path] | str | Path) -> bool:
+    def verify_suffix(self, filename: Sequence[PathLike] | PathLike) -> bool:
         """Every file is tried: what is no volume is refused when it is read."""
         return True
 
-    def read(self, data: Sequence[str | Path] | str | Path, **kwargs: Any) -> tuple[np.ndarray, dict]:
+    def read(self, data: Sequence[PathLike] | PathLike, **kwargs: Any) -> tuple[np.ndarray, dict]:
         """The volume ``(C, X, Y, Z)`` and its metadata."""
-        paths = [data] if isinstance(data, str | Path) else list(data)
+        paths = [str(path) for path in ensure_tuple(data)]
         headers = [read_header(path) for path in paths]
         header = headers[0]
         for other in headers[1:]:
@@ -229,9 +230,10 @@ class CheckedLoadImaged(LoadImaged):
         self.label_keys = label_keys
         self.checked_reader = CheckedReader(**reader_options)
         self.modest_reader = CheckedReader(**reader_options, memory_share=0.5)
-        super().__init__(image_key, reader=self.checked_reader, image_only=True, ensure_channel_first=True)
+        # MONAI takes a reader itself too, though it does not say so
+        super().__init__(image_key, reader=self.checked_reader, image_only=True, ensure_channel_first=True)  # type: ignore[arg-type]
 
-    def __call__(self, data: Mapping[Hashable, Any], reader: ImageReader | None = None) -> dict[Hashable, Any]:
+    def __call__(self, data: Mapping[Any, Any], reader: ImageReader | None = None) -> dict[Hashable, Any]:
         loaded = super().__call__(data, self.modest_reader if data.get("beside_others") else self.checked_reader)
         image = loaded[self.keys[0]]
         for key in self.label_keys:
@@ -240,11 +242,14 @@ class CheckedLoadImaged(LoadImaged):
 
     def _load_label(self, path: str | Path, image: MetaTensor) -> MetaTensor:
         affine = image.affine.numpy()
-        grid = Header(str(image.meta["filename_or_obj"]), tuple(image.shape[1:]), 1, affine, np.dtype(np.float32))
+        x, y, z = image.shape[1:]
+        grid = Header(str(image.meta["filename_or_obj"]), (x, y, z), 1, affine, np.dtype(np.float32))
         values = read_label(path, grid, self.checked_reader.num_classes)
         meta = {name: image.meta[name] for name in (MetaKeys.ORIGINAL_AFFINE, MetaKeys.SPATIAL_SHAPE)}
         return MetaTensor(
-            torch.from_numpy(values[None]), affine=affine.copy(), meta=meta | {"filename_or_obj": str(path)}
+            torch.from_numpy(values[None]),
+            affine=torch.from_numpy(affine.copy()),
+            meta=meta | {"filename_or_obj": str(path)},
         )
 
 
@@ -294,5 +299,5 @@ def intensity_percentiles(channel: np.ndarray) -> list[float]:
     return [float(v) for v in np.percentile(channel[::step, ::step, ::step], PERCENTILES)]
 
 
-def _numbers(values: Sequence[float]) -> str:
+def _numbers(values: Sequence[float] | np.ndarray) -> str:
     return " x ".join(f"{v:.3g}" for v in values)

@@ -8,16 +8,15 @@ import json
 import math
 import os
 import re
+import sys
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-try:
+if sys.platform != "win32":  # there leftovers of killed runs stay
     import fcntl
-except ImportError:  # Windows: there leftovers of killed runs stay
-    fcntl = None
 
 TEMPORARY = re.compile(r"\.digar-[0-9a-f]{32}(\..*)?")  # names of files that are being written
 FORMULA = ("=", "+", "-", "@", "\t", "\r")  # a cell that begins so is run by spreadsheet programs
@@ -43,7 +42,7 @@ def whole_file(target: str | Path) -> Iterator[Path]:
     ending = ".nii.gz" if target.name.lower().endswith(".nii.gz") else target.suffix[:16]  # tells nibabel to compress
     temporary = target.with_name(f".digar-{uuid.uuid4().hex}{ending}")
     with temporary.open("xb") as held:
-        if fcntl is None:
+        if sys.platform == "win32":
             held.close()
         else:
             with suppress(OSError):  # a file system without locks
@@ -59,7 +58,7 @@ def whole_file(target: str | Path) -> Iterator[Path]:
 
 def remove_leftovers(folder: str | Path) -> None:
     """Remove the temporary files that killed runs left in a folder; those that another run is writing stay."""
-    if fcntl is None or not Path(folder).is_dir():
+    if sys.platform == "win32" or not Path(folder).is_dir():
         return
     for entry in list(os.scandir(folder)):
         if TEMPORARY.fullmatch(entry.name):
@@ -157,7 +156,7 @@ def read_json(path: str | Path, kind: type = object) -> Any:
     except (json.JSONDecodeError, RecursionError) as error:
         raise ValueError(f"{path} is not valid JSON: {error}") from None
     if not isinstance(content, kind):
-        wanted = {dict: "an object {...}", list: "a list [...]"}[kind]
+        wanted = "an object {...}" if kind is dict else "a list [...]"
         raise ValueError(f"{path} must hold {wanted}, it holds {_json_kind(content)}")
     return content
 

@@ -40,12 +40,12 @@ class CanonicalAxes:
         """A view of the last three axes in RAS order."""
         lead = array.ndim - 3
         turned = array.transpose(*range(lead), *(lead + axis for axis in self.order))
-        return np.flip(turned, [lead + axis for axis in self.flipped])
+        return np.flip(turned, tuple(lead + axis for axis in self.flipped))
 
     def undo(self, array: np.ndarray) -> np.ndarray:
         """A view of the last three axes in their former order."""
         lead = array.ndim - 3
-        turned = np.flip(array, [lead + axis for axis in self.flipped])
+        turned = np.flip(array, tuple(lead + axis for axis in self.flipped))
         return turned.transpose(*range(lead), *(lead + int(axis) for axis in np.argsort(self.order)))
 
     def turn_affine(self, affine: np.ndarray, shape: Sequence[int]) -> np.ndarray:

@@ -87,6 +87,8 @@ class ScaleIntensityd(MapTransform):
 
     def __init__(self, keys: KeysCollection, rule: str | Sequence[float] = "percentiles") -> None:
         super().__init__(keys)
+        if isinstance(rule, str) and rule != "percentiles":
+            raise ValueError(f"the intensity rule is {rule!r}: it must be percentiles or a window of two numbers")
         self.rule = rule
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
@@ -98,7 +100,7 @@ class ScaleIntensityd(MapTransform):
         return scaled
 
     def _scale(self, volume: np.ndarray) -> torch.Tensor:
-        if self.rule == "percentiles":
+        if isinstance(self.rule, str):
             return scale_by_percentiles(volume)
         low, high = self.rule
         return torch.from_numpy(volume).sub(low).mul_(1 / (high - low)).clamp_(0, 1).float()

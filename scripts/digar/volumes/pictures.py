@@ -26,7 +26,7 @@ COLOURS = [  # of labels 1, 2, ...: bright and far apart, none of them near a gr
 PLANES = ("sagittal", "coronal", "axial")
 EDGES = (("A", "P", "I", "S"), ("R", "L", "I", "S"), ("R", "L", "P", "A"))  # left, right, bottom, top of each plane
 BAR_LENGTHS = (1, 2, 5, 10, 20, 50, 100, 200, 500)  # mm
-HALO = [effects.withStroke(linewidth=2.2, foreground="black")]
+HALO: list[effects.AbstractPathEffect] = [effects.withStroke(linewidth=2.2, foreground="black")]
 THUMBNAIL_SIDE = 110  # pixels of the longer side of a plane
 THUMBNAIL_OPACITY = 0.45
 THUMBNAIL_QUALITY = 70  # of the JPEG
@@ -40,10 +40,12 @@ def label_colour(value: int) -> tuple[float, float, float]:
 def best_planes(mask: np.ndarray) -> tuple[int, int, int]:
     """The index along each axis with the most labelled voxels; the middle where nothing is labelled."""
     if not mask.any():
-        return tuple(n // 2 for n in mask.shape)
+        x, y, z = mask.shape
+        return x // 2, y // 2, z // 2
     foreground = mask > 0
     counts = [foreground.sum(axis=tuple(a for a in range(3) if a != axis)) for axis in range(3)]
-    return tuple(int(c.argmax()) for c in counts)
+    x, y, z = (int(c.argmax()) for c in counts)
+    return x, y, z
 
 
 def plane(volume: np.ndarray, axis: int, index: int) -> np.ndarray:
@@ -98,7 +100,8 @@ def take_planes(
     if affine is not None:
         axes = CanonicalAxes.of(np.asarray(affine))
         image, masks = axes.apply(image), [axes.apply(mask) for mask in masks]
-        spacing = tuple(float(s) for s in np.linalg.norm(np.asarray(affine)[:3, :3], axis=0)[list(axes.order)])
+        x, y, z = np.linalg.norm(np.asarray(affine)[:3, :3], axis=0)[list(axes.order)].tolist()
+        spacing = (x, y, z)
     at = best_planes(next((mask for mask in masks if mask.any()), np.zeros(image.shape, bool)))
     low, high = window or intensity_window(image)
 
@@ -181,9 +184,8 @@ def picture_page(path: str | Path, rows: Sequence[Planes], title: str, labels: M
     values = sorted({int(v) for row in rows for mask in row.masks for s in mask for v in np.unique(s) if v > 0})
     lines = [Line2D([], [], color=label_colour(v), linewidth=3, label=_name(v, labels)) for v in values]
     if any(len(row.masks) > 1 for row in rows):
-        lines += [
-            Line2D([], [], color="black", linestyle=s, label=n) for n, s in (("truth", "-"), ("prediction", "--"))
-        ]
+        lines += [Line2D([], [], color="black", linestyle="-", label="truth")]
+        lines += [Line2D([], [], color="black", linestyle="--", label="prediction")]
     if lines:
         figure.legend(handles=lines, loc="outside lower center", ncols=min(len(lines), 6), fontsize=8, frameon=False)
     figure.suptitle(title, fontsize=11)
@@ -262,8 +264,12 @@ def thumbnail(image: np.ndarray, mask: np.ndarray, spacing: Sequence[float]) -> 
         scale = THUMBNAIL_SIDE / max(across, up)
         size = (max(round(across * scale), 1), max(round(up * scale), 1))
         there = min(round(index * (image.shape[axis] - 1) / max(mask.shape[axis] - 1, 1)), image.shape[axis] - 1)
-        grey = Image.fromarray(np.uint8(255 * plane(image, axis, there).clip(0, 1))).resize(size, Image.BILINEAR)
-        labels = np.asarray(Image.fromarray(plane(mask, axis, index).astype(np.int32)).resize(size, Image.NEAREST))
+        grey = Image.fromarray(np.uint8(255 * plane(image, axis, there).clip(0, 1))).resize(
+            size, Image.Resampling.BILINEAR
+        )
+        labels = np.asarray(
+            Image.fromarray(plane(mask, axis, index).astype(np.int32)).resize(size, Image.Resampling.NEAREST)
+        )
         coloured = np.repeat(np.asarray(grey, dtype=np.float32)[..., None], 3, axis=2)
         for value in np.unique(labels[labels > 0]):
             colour = 255 * np.array(label_colour(value))

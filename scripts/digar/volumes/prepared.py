@@ -15,7 +15,7 @@ import uuid
 from collections.abc import Sequence
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch.distributed as dist
@@ -144,10 +144,10 @@ def resampled(path: str, spacing: Sequence[float]) -> tuple[MetaTensor, np.ndarr
         array[~finite] = array[finite].min()
     if array.min() == array.max():
         raise VolumeError(path, f"is constant ({array.flat[0]:g} everywhere): there is nothing to learn from it")
-    volume = Orientation(axcodes="RAS", labels=(("L", "R"), ("P", "A"), ("I", "S")))(volume)
-    if not np.allclose(affine_to_spacing(volume.affine), spacing, rtol=SAME_SPACING):
-        volume = Spacing(pixdim=spacing, mode="bilinear")(volume)
-    return volume, source_affine
+    turned = cast(MetaTensor, Orientation(axcodes="RAS", labels=(("L", "R"), ("P", "A"), ("I", "S")))(volume))
+    if not np.allclose(affine_to_spacing(turned.affine), spacing, rtol=SAME_SPACING):
+        turned = cast(MetaTensor, Spacing(pixdim=spacing, mode="bilinear")(turned))
+    return turned, source_affine
 
 
 def compact(channel: np.ndarray) -> tuple[np.ndarray, float, float]:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+import torch
 from monai.data import MetaTensor
 from monai.utils.enums import MetaKeys
 from nibabel.filebasedimages import ImageFileError
@@ -117,7 +118,7 @@ def read_volume(path: str | Path, header: Header | None = None) -> MetaTensor:
         MetaKeys.SPATIAL_SHAPE: np.array(header.shape),
         "filename_or_obj": str(path),
     }
-    return MetaTensor(volume, affine=header.affine.copy(), meta=meta)
+    return MetaTensor(torch.from_numpy(volume), affine=torch.from_numpy(header.affine.copy()), meta=meta)
 
 
 def _unreadable(error: Exception) -> str:

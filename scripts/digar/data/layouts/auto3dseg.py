@@ -23,7 +23,8 @@ class Auto3DSeg:
     def read(self, place: Path) -> DataSet:
         content = read_json(place, dict)
         root = place.parent / str(content.get("dataroot", ""))
-        labelled, folds = [], {}
+        labelled: list[Case] = []
+        folds: dict[int, set[str]] = {}
         for number, entry in enumerate(content["training"]):
             case = self._case(place, root, f"entry {number} of 'training'", entry)
             if "label" not in case:

@@ -26,7 +26,7 @@ def random_window(shape: Sequence[int], size: Sequence[int], state: np.random.Ra
     return tuple(slice(start, start + n) for start, n in zip(starts, size, strict=True))
 
 
-def centred_window(shape: Sequence[int], size: Sequence[int], centre: Sequence[float]) -> Window:
+def centred_window(shape: Sequence[int], size: Sequence[int], centre: Sequence[float] | np.ndarray) -> Window:
     """The window of the size around a centre (voxels), moved inside the scan; a shorter axis is taken whole."""
     starts = [
         int(np.clip(round(c - (n - 1) / 2), 0, max(length - n, 0)))

@@ -1,10 +1,11 @@
 """The samples of a pretraining epoch: the kinds mixed by weight, each sample drawn and built by its seed."""
 
 import logging
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from monai.transforms import Compose
 from torch.utils.data import Dataset
 
 from digar.data.datalists import Case
@@ -15,7 +16,7 @@ from digar.volumes.prepared import VolumeStore, case_files, grids_differ
 logger = logging.getLogger(__name__)
 
 
-class SequenceDataset(Dataset):
+class SequenceDataset(Dataset[Any]):
     """Samples for next-patch pretraining: a function of (seed, epoch, index), whatever the workers and processes.
 
     An epoch holds a fixed number of samples of each kind, by the kinds' weights. Over the epochs a kind goes through
@@ -40,7 +41,7 @@ class SequenceDataset(Dataset):
         cases: Sequence[Case],
         kinds: Mapping[str, SequenceKind],
         volumes: VolumeStore,
-        transform: Callable[[dict], Any],
+        transform: Compose,
         seed: int,
         kind_weights: Mapping[str, float],
         samples_per_epoch: int | None = None,

@@ -8,10 +8,10 @@ that none of its queries may attend, and is computed anew in the backward pass: 
 
 import math
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import FunctionCtx
 
 PIECE = 2**20  # scores in a piece: 2 MiB
 QUERY_CUTS = 4  # a causal mask hides a quarter of the scores from so many pieces of the queries, on average
@@ -110,13 +110,13 @@ def _(
     return torch.empty_like(query), torch.empty_like(key), torch.empty_like(value)
 
 
-def keep_inputs(ctx: FunctionCtx, inputs: tuple, output: Tensor) -> None:
+def keep_inputs(ctx: Any, inputs: tuple, output: Tensor) -> None:
     """Query, key, value and bias are all that the backward pass needs."""
     *tensors, ctx.piece = inputs
     ctx.save_for_backward(*tensors)
 
 
-def differentiate(ctx: FunctionCtx, gradient: Tensor) -> tuple[Tensor | None, ...]:
+def differentiate(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
     return *attend_in_pieces_backward(gradient, *ctx.saved_tensors, ctx.piece), None, None
 
 

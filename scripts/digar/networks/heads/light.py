@@ -45,9 +45,8 @@ class LightHead(nn.Module):
             self.decoder.insert(0, _upsampling(coarse, fine, stride))
         self.to_tokens = nn.Conv3d(widths[-1], sizes.hidden_size, kernel_size=1)
         self.from_tokens = nn.Conv3d(sizes.hidden_size, widths[-1], kernel_size=1)
-        for projection in (self.to_tokens, self.from_tokens):
-            nn.init.zeros_(projection.weight)
-            nn.init.zeros_(projection.bias)
+        for weight in (*self.to_tokens.parameters(), *self.from_tokens.parameters()):
+            nn.init.zeros_(weight)
         self.join = _convolutions(widths[-1], widths[-1], (1, 1, 1))
         self.out = UnetOutBlock(3, widths[0], sizes.out_channels)
 

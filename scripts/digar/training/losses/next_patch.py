@@ -23,7 +23,7 @@ def next_patch_target(
         norm_pixel: normalise each patch to mean 0 and (unbiased) variance 1, with 1e-6 added to the variance.
         token_order: the network's, see :class:`digar.networks.Backbone`.
     """
-    patches = to_patches(image.float(), patch_size)
+    patches = to_patches(image.float(), list(patch_size))
     if token_order != "raster":
         patches = patches[:, patch_order(image.shape[2:], patch_size, token_order).to(image.device)]
     if not norm_pixel:
@@ -59,10 +59,10 @@ class NextPatchLoss(nn.Module):
 
     def __init__(self, patch_size: Sequence[int], norm_pixel: bool = True, token_order: str = "raster") -> None:
         super().__init__()
-        self.patch_size = tuple(patch_size)
+        self.patch_size = list(patch_size)
         self.norm_pixel = norm_pixel
         self.token_order = token_order
-        self.patch_error: Tensor | None = None
+        self.patch_error = torch.empty(0)
 
     def forward(self, prediction: Tensor, target: tuple[Tensor, ...]) -> Tensor:
         """Loss, a scalar.

@@ -1,8 +1,10 @@
 """Mean square error of every patch, with one large array instead of five: pixels are the largest tensor of a step."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
-from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.autograd.function import once_differentiable
 
 
 class PatchError(torch.autograd.Function):
@@ -14,7 +16,7 @@ class PatchError(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: FunctionCtx, prediction: Tensor, pixels: Tensor) -> Tensor:
+    def forward(ctx: Any, prediction: Tensor, pixels: Tensor) -> Tensor:
         difference = prediction[:, : pixels.shape[1]] - pixels  # (B, N, pixels), float32
         ctx.save_for_backward(difference)
         ctx.shape, ctx.dtype = prediction.shape, prediction.dtype
@@ -22,7 +24,7 @@ class PatchError(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: FunctionCtx, gradient: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         (difference,) = ctx.saved_tensors
         num_patches, pixels = difference.shape[1:]
         result = torch.empty(ctx.shape, dtype=ctx.dtype, device=difference.device)
