@@ -25,6 +25,7 @@ MODULES = {
     "pillow": "PIL",
 }  # imported under another name
 OPTIONAL = {  # modules that only these need
+    "scripts/digar/cli/serve.py": "apps/digar/requirements-no-deps.txt",
     "scripts/digar/inference/dicom_seg.py": "requirements-dicom.txt",
     "scripts/digar/networks/exported.py": "requirements-export.txt",
 }

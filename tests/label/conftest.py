@@ -22,6 +22,13 @@ from tests.conftest import ROOT
 
 ORIENTATIONS = ("RAS", "LPS", "PIR", "ASL", "SAL", "ILA")
 NUM_CASES = 4
+SERVE = """
+import sys
+bundle, _, studies, _, port = sys.argv[1:]
+sys.path.insert(0, f"{bundle}/scripts")
+from digar.cli.serve import serve
+serve(studies, port=int(port))
+"""
 
 
 def hippocampus_like(seed: int, shape: tuple[int, int, int]) -> tuple[np.ndarray, np.ndarray]:
@@ -99,14 +106,17 @@ class Server:
         path.write_bytes(response.content)
         return nib.load(path)
 
-    def save_label(self, image: str, path: Path | None = None, **params: object) -> requests.Response:
+    def ask(self, method: str, path: str, **options: object) -> requests.Response:
+        return requests.request(method, self.url + path, timeout=600, **options)
+
+    def save_label(self, image: str, path: Path | None = None, tag: str = "", **params: object) -> requests.Response:
         path = path or self.labels / f"{image}.nii.gz"
         with path.open("rb") as file:
             files, data = {"label": (path.name, file)}, {"params": json.dumps(params)}
-            return requests.put(f"{self.url}/datastore/label?image={image}", files=files, data=data, timeout=60)
+            return self.ask("PUT", f"/datastore/label?image={image}&tag={tag}", files=files, data=data)
 
-    def delete_label(self, image: str) -> None:
-        requests.delete(f"{self.url}/datastore/label?id={image}&tag=final", timeout=60).raise_for_status()
+    def delete_label(self, image: str, tag: str = "final") -> None:
+        self.ask("DELETE", f"/datastore/label?id={image}&tag={tag}").raise_for_status()
 
     def train(self, **request: object) -> dict:
         """Train, wait for the end, and return what the server says of it."""
@@ -118,6 +128,11 @@ class Server:
         while (task := self.get(path))["status"] in ("SUBMITTED", "RUNNING"):
             time.sleep(0.5)
         return task
+
+    def wait_for_images(self, *images: str) -> None:
+        """Until the server, which watches its folder, has seen them."""
+        while not set(images) <= set(self.get("/datastore/?output=all")["objects"]):
+            time.sleep(0.5)
 
     def last_words(self) -> str:
         return self.log.read_text()[-4000:]
@@ -140,14 +155,16 @@ def copy_bundle(target: Path) -> Path:
     return target
 
 
-def run_server(folder: Path, bundle: Path, app: Path, options: list[str]) -> Iterator[Server]:
-    """Start a server, wait until it answers, hand it out, and stop it by its own process id."""
+def stock_command(app: Path, *options: str) -> list[str]:
+    """MONAI Label's command that serves an app, without studies and port."""
+    return ["-m", "monailabel.main", "start_server", "--app", str(app), "--host", "127.0.0.1", *options]
+
+
+def run_server(folder: Path, bundle: Path, command: list[str]) -> Iterator[Server]:
+    """Start a server over small images, wait until it answers, hand it out, and stop it by its own process id."""
     write_cases(folder / "studies", folder / "labels")
     port = free_port()
-    command = [
-        sys.executable, "-m", "monailabel.main", "start_server", "--app", str(app), "--studies",
-        str(folder / "studies"), "--host", "127.0.0.1", "--port", str(port), *options,
-    ]  # fmt: skip
+    command = [sys.executable, *command, "--studies", str(folder / "studies"), "--port", str(port)]
     log = folder / "server.log"
     server = Server(f"http://127.0.0.1:{port}", bundle, folder / "studies", folder / "labels", log)
     with log.open("w") as output:
@@ -181,15 +198,15 @@ def stock(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     (app / "model").mkdir()
     (app / "model" / "digar").symlink_to(bundle)
     options = ["--conf", "models", "digar", "--conf", "zoo_source", "ngc", "--conf", "sam2", "false"]
-    yield from run_server(folder, bundle, app, options)
+    yield from run_server(folder, bundle, stock_command(app, *options))
 
 
 @pytest.fixture(scope="module")
 def own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """The bundle's own app."""
+    """The bundle's own app, as ``digar serve`` starts it."""
     folder = tmp_path_factory.mktemp("own")
     bundle = copy_bundle(folder / "bundle")
-    yield from run_server(folder, bundle, bundle / "apps" / "digar", [])
+    yield from run_server(folder, bundle, ["-c", SERVE, str(bundle)])
 
 
 @pytest.fixture(scope="session")
