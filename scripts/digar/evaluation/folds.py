@@ -10,7 +10,7 @@ from pathlib import Path
 
 from digar.evaluation.metrics import METRICS
 from digar.evaluation.segmentation import Score
-from digar.evaluation.tables import CASE_COLUMNS, MEAN, summary_lines, write_scores
+from digar.evaluation.tables import MEAN, case_columns, summary_lines, write_scores
 from digar.volumes.files import read_table
 
 
@@ -24,7 +24,7 @@ def read_scores(folder: str | Path) -> list[Score]:
     file = Path(folder) / "cases.csv"
     if not file.is_file():
         raise FileNotFoundError(f"{file} is missing: give the output_dir of an evaluation")
-    rows = [row for _, row in read_table(file, CASE_COLUMNS) if row["label"] != MEAN]
+    rows = [row for _, row in read_table(file, case_columns()) if row["label"] != MEAN]
     values = [{name: float(row[name] or math.nan) for name in METRICS} for row in rows]
     return [Score(row["case"], row["label"], own, row["empty"]) for row, own in zip(rows, values, strict=True)]
 

@@ -12,11 +12,15 @@ from digar.evaluation.segmentation import Score
 from digar.volumes.files import write_rows
 
 MEAN = "mean"  # stands as a label for the mean over a case's labels
-CASE_COLUMNS = ("case", "label", *METRICS, "empty")
 SUMMARY_COLUMNS = (
     *("label", "metric", "mean", "std", "median", "worst", "worst_case", "cases"),
     *("both_empty", "truth_empty", "prediction_empty"),
 )
+
+
+def case_columns() -> list[str]:
+    """The columns of ``cases.csv``."""
+    return ["case", "label", *METRICS, "empty"]
 
 
 def defined_mean(values: Iterable[float]) -> float:
@@ -97,6 +101,6 @@ def write_scores(folder: str | Path, scores: Sequence[Score]) -> list[dict[str, 
     summary = summarise(scores)
     rows = sorted([*scores, *case_means(scores)], key=lambda score: score.case)  # stable: the mean stays last
     fields = ({"case": s.case, "label": s.label, **{name: s[name] for name in METRICS}, "empty": s.empty} for s in rows)
-    write_table(folder / "cases.csv", CASE_COLUMNS, fields)
+    write_table(folder / "cases.csv", case_columns(), fields)
     write_table(folder / "summary.csv", SUMMARY_COLUMNS, summary)
     return summary
