@@ -131,9 +131,9 @@ def test_nnunets_channels_are_one_image_and_its_splits_are_the_folds(tmp_path: P
     ]
     assert data.channels == ["T1", "T2"]
     assert data.labels == {1: "tumour"}
-    assert [sorted(Path(label).name for label in fold) for fold in data.folds] == [
-        ["c.nii.gz"], ["a.nii.gz", "b.2.nii.gz"],
-    ]  # fmt: skip
+    assert {Path(case["label"]).name: case["fold"] for case in data.labelled} == {
+        "c.nii.gz": 0, "a.nii.gz": 1, "b.2.nii.gz": 1,
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -165,13 +165,13 @@ def test_a_missing_channel_is_named(tmp_path: Path) -> None:
 def test_a_split_that_names_an_unknown_case_is_refused(tmp_path: Path) -> None:
     folder = nnunet(tmp_path)
     write_json(folder / "splits_final.json", [{"train": [], "val": ["z"]}])
-    with pytest.raises(ValueError, match="fold 0 names cases that are not there: z"):
+    with pytest.raises(ValueError, match="fold 0 names a case that is not there: z"):
         read_data(folder)
 
 
 def test_auto3dsegs_folds_and_test_images_are_kept_apart(tmp_path: Path) -> None:
     data = read_data(auto3dseg(tmp_path))
-    assert [sorted(Path(label).name for label in fold) for fold in data.folds] == [["a.nii.gz"], ["b.nii.gz"]]
+    assert [(Path(case["label"]).name, case["fold"]) for case in data.labelled] == [("a.nii.gz", 0), ("b.nii.gz", 1)]
     assert [Path(case["image"]).name for case in data.unlabelled] == ["c.nii.gz"]
 
 
@@ -225,7 +225,8 @@ def test_a_listed_file_that_is_missing_is_named(write: Callable[[Path], Path], t
     gone = read_data(place).labelled[0]["label"]
     Path(gone).unlink()
     with pytest.raises(FileNotFoundError, match=f"lists files that are missing: {gone}"):
-        read_data(place)
+        read_data(place, labelled=True)
+    assert read_data(place).labelled  # pretraining does not look for labels
 
 
 def test_what_is_none_of_them_is_refused_with_the_nearest_and_what_is_missing(tmp_path: Path) -> None:

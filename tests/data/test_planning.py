@@ -237,8 +237,8 @@ def test_a_task_without_labels_is_planned_for_pretraining(tmp_path):
     task = write_task(tmp_path / "task")
     images = [entry["image"] for entry in json.loads((task / "dataset.json").read_text())["training"]]
     lines = plan(describe_as(task, training=images), tmp_path / "task.yaml")
-    assert any("run pretraining" in line for line in lines)
-    assert not any("run training" in line for line in lines)
+    assert any("digar pretrain" in line for line in lines)
+    assert not any("digar train" in line for line in lines)
     assert read_task(tmp_path / "task.yaml").labels == {}
 
 

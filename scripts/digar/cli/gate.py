@@ -334,7 +334,7 @@ class Gate:
             return receive
         body = await _whole_body(receive)
         values = read_json(body)
-        if path.rstrip("/") in ("/train", "/scoring") and isinstance(values, Mapping):  # for all trainers, or by name
+        if path.rstrip("/") in ("/train", "/scoring") and isinstance(values, dict):  # for all trainers, or by name
             for part in [values.pop(name) for name in list(values) if name not in kinds]:
                 check_values(part, kinds)
         check_values(values, kinds)

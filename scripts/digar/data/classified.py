@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from monai.data import ImageReader, MetaTensor
 
-from digar.data.datalists import Case, split_cases
+from digar.data.layouts import Case
+from digar.data.splits import split_cases
 from digar.volumes.checks import WARNINGS, CheckedLoadImaged, mend
 from digar.volumes.files import read_table
 from digar.volumes.reading import volume_exists

@@ -12,9 +12,10 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from digar.data.datalists import READERS, check_cases, split_cases
+from digar.data.datalists import READERS, check_cases
 from digar.data.facts import CaseFacts, case_facts, describe, label_warnings
 from digar.data.layouts import DataSet, read_data
+from digar.data.splits import split_cases
 from digar.data.task import PERCENTILES, Network, Task, Training, to_plain, unnamed, write_task
 from digar.volumes.checks import CheckedLoadImaged
 from digar.volumes.header import VolumeError
@@ -268,14 +269,12 @@ def _read_scans(data: DataSet) -> tuple[list[CaseFacts], dict[int, str], list[st
 
 def commands(dataset_dir: str | Path, task: Path, labelled: bool) -> list[str]:
     """What to run with a task."""
-    run, data = "python -m monai.bundle run", f"--dataset_dir {dataset_dir} --task {task}"
     lines = [f"{task} is written. Look at it, edit it, then:"]
     if not labelled:
-        return [*lines, f"{run} pretraining --config_file configs/pretrain.yaml {data}"]
+        return [*lines, f"digar pretrain {dataset_dir} --task {task} -o OUT"]
     return [
         *lines,
-        f"{run} training --config_file configs/train.json {data} --output_dir OUT",
-        f"{run} --config_file \"['configs/train.json','configs/evaluate.json']\" --dataset_dir {dataset_dir} "
-        "--weights_file OUT --output_dir SCORES",
-        f"{run} --config_file configs/inference.json --dataset_dir IMAGES --weights_file OUT --output_dir MASKS",
+        f"digar train {dataset_dir} --task {task} -o MODEL",
+        f"digar evaluate {dataset_dir} -m MODEL -o SCORES",
+        "digar predict IMAGES -m MODEL -o MASKS",
     ]

@@ -3,8 +3,9 @@
 import os
 from collections.abc import Mapping, Sequence
 
-from digar.data.datalists import Case, split_cases
+from digar.data.layouts import Case
 from digar.data.sequences.kind import SequenceKind
+from digar.data.splits import split_cases
 from digar.volumes.prepared import case_files
 
 
@@ -33,8 +34,9 @@ def left_out_cases(kinds: Mapping[str, SequenceKind]) -> list[tuple[str, str]]:
 def split_by_patient(cases: Sequence[Case], validation_share: float, seed: int, part: str, fold: int = 0) -> list[Case]:
     """The training or the validation part of pretraining cases: one patient is never in both, whatever the kinds.
 
-    Cases belong to one patient where they share a file or a patient's name. The first kind is split first, so that
-    scans are split exactly as in fine-tuning (:func:`split_cases`); then the patients that only the next kind has.
+    Cases belong to one patient where they share a file or a patient's name. Scans with labels are split first,
+    exactly as in fine-tuning (:func:`split_cases`); then patients of scans without, then those that only the next kind
+    has.
 
     Args:
         cases, validation_share, seed, part, fold: see :func:`split_cases`.
@@ -44,13 +46,16 @@ def split_by_patient(cases: Sequence[Case], validation_share: float, seed: int, 
     patients = _patients(cases)
     validation: set[str] = set()
     decided: set[str] = set()
-    for kind in dict.fromkeys(case["kind"] for case in cases):
-        names = dict.fromkeys(name for name, case in zip(patients, cases, strict=True) if case["kind"] == kind)
-        undecided = [{"patient": name} for name in names if name not in decided]
-        if len(undecided) > 1 or (undecided and not decided):
-            held_out = split_cases(undecided, validation_share, seed, "validation", fold)
+    groups = [(case["kind"], "label" in case) for case in cases]
+    for group in sorted(dict.fromkeys(groups), key=lambda group: not group[1]):  # labelled first, as in fine-tuning
+        own: dict[str, Case] = {}
+        for name, case, other in zip(patients, cases, groups, strict=True):
+            if other == group and name not in decided:
+                own.setdefault(name, {**case, "patient": name})
+        if len(own) > 1 or (own and not decided):
+            held_out = split_cases(list(own.values()), validation_share, seed, "validation", fold)
             validation.update(case["patient"] for case in held_out)
-        decided.update(names)
+        decided.update(own)
     return [case for name, case in zip(patients, cases, strict=True) if (name in validation) == (part == "validation")]
 
 

@@ -10,7 +10,7 @@ from monai.inferers import Inferer
 from torch import Tensor
 from tqdm import tqdm
 
-from digar.data.datalists import Case
+from digar.data.layouts import Case
 from digar.data.sequences.crops import CropReader
 from digar.networks import PretrainingNetwork
 from digar.volumes.files import whole_file, write_rows

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from digar.data.layouts.auto3dseg import Auto3DSeg
 from digar.data.layouts.bids import Bids
-from digar.data.layouts.layout import Case, DataSet, Layout
+from digar.data.layouts.layout import Case, DataSet, Layout, refuse_missing
 from digar.data.layouts.msd import MsdTask
 from digar.data.layouts.nnunet import NnUNetRaw
 from digar.data.layouts.pairs import FolderPair
@@ -37,7 +37,9 @@ def read_data(place: str | Path, labelled: bool = False) -> DataSet:
     wanting = [(layout, layout.missing(path)) for layout in candidates]
     for layout, missing in wanting:
         if not missing:
-            return layout.read(path)
+            data = layout.read(path)
+            refuse_missing(data, labels=labelled)
+            return data
     nearest, missing = min(wanting, key=lambda item: len(item[1]))
     known = ", ".join(layout.name for layout in candidates)
     raise ValueError(

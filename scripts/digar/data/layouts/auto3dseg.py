@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from digar.data.layouts.layout import Case, DataSet, refuse_missing
+from digar.data.layouts.layout import Case, DataSet
 from digar.volumes.files import read_json
 
 
@@ -24,14 +24,11 @@ class Auto3DSeg:
         content = read_json(place, dict)
         root = place.parent / str(content.get("dataroot", ""))
         labelled: list[Case] = []
-        folds: dict[int, set[str]] = {}
         for number, entry in enumerate(content["training"]):
             case = self._case(place, root, f"entry {number} of 'training'", entry)
             if "label" not in case:
                 raise ValueError(f"{place}: entry {number} of 'training' names no label: {entry!r}")
-            if entry.get("fold") is not None:
-                folds.setdefault(int(entry["fold"]), set()).add(case["label"])
-            labelled.append(case)
+            labelled.append(case | ({} if entry.get("fold") is None else {"fold": int(entry["fold"])}))
         unlabelled = [
             self._case(place, root, f"entry {number} of 'testing'", entry)
             for number, entry in enumerate(content.get("testing", []))
@@ -40,11 +37,7 @@ class Auto3DSeg:
             case.pop("label", None)
         if not labelled:
             raise ValueError(f"{place} lists no case under 'training': there is nothing to learn from")
-        refuse_missing(place, [*labelled, *unlabelled])
-        if folds and sorted(folds) != list(range(len(folds))):
-            raise ValueError(f"{place} numbers its folds {sorted(folds)}: number them 0, 1, ...")
-        ordered = [frozenset(folds[number]) for number in range(len(folds))]
-        return DataSet(self.name, place, labelled, unlabelled, folds=ordered)
+        return DataSet(self.name, place, labelled, unlabelled)
 
     def _case(self, place: Path, root: Path, where: str, entry: Any) -> Case:
         image = entry.get("image") if isinstance(entry, dict) else None

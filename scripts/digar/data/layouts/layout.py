@@ -5,8 +5,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from digar.volumes.reading import volume_exists
+
 Case = dict[str, Any]
-"""``image``: a path, or a list of one per channel; ``label``: a path; ``patient`` and ``part`` where the data tell."""
+"""``image``: a path, or a list of one per channel; ``label``: a path; perhaps ``patient``, ``part``, ``fold``."""
 
 
 @dataclass(frozen=True)
@@ -20,7 +22,6 @@ class DataSet:
         unlabelled: cases with ``image`` alone.
         channels: names, in order; empty where the data do not tell.
         labels: value to name, background left out; empty where the data do not tell.
-        folds: the labels (paths) that are held out in fold 0, 1, ..., where the data come with folds.
     """
 
     layout: str
@@ -29,7 +30,6 @@ class DataSet:
     unlabelled: Sequence[Case] = ()
     channels: Sequence[str] = ()
     labels: Mapping[int, str] = field(default_factory=dict)
-    folds: Sequence[frozenset[str]] = ()
 
     def describe(self) -> str:
         """What was recognised, in a line."""
@@ -43,8 +43,9 @@ class DataSet:
         patients = {case["patient"] for case in self.labelled if case.get("patient")}
         if patients:
             parts.append(f"{len(patients)} patients")
-        if self.folds:
-            parts.append(f"{len(self.folds)} folds of its own")
+        folds = {case["fold"] for case in self.labelled if case.get("fold") is not None}
+        if folds:
+            parts.append(f"{len(folds)} folds of their own")
         return f"{self.layout}: {'; '.join(parts)}"
 
 
@@ -68,16 +69,17 @@ class Layout(Protocol):
         ...
 
 
-def refuse_missing(source: Path, cases: Sequence[Case]) -> None:
-    """Refuse cases whose files are not there.
+def refuse_missing(data: DataSet, labels: bool) -> None:
+    """Refuse data whose files are not there; labels are looked for where they are needed.
 
     Raises:
         FileNotFoundError: names all of them.
     """
-    paths = [path for case in cases for path in (*case_images(case), *([case["label"]] if "label" in case else []))]
-    missing = [path for path in paths if not Path(path).exists()]
+    paths = [path for case in (*data.labelled, *data.unlabelled) for path in case_images(case)]
+    paths += [case["label"] for case in data.labelled] if labels else []
+    missing = [path for path in paths if not volume_exists(path)]
     if missing:
-        raise FileNotFoundError(f"{source} lists files that are missing: {', '.join(missing)}")
+        raise FileNotFoundError(f"{data.place} lists files that are missing: {', '.join(missing)}")
 
 
 def case_images(case: Case) -> list[str]:

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from digar.data.layouts.layout import Case, DataSet, label_names, refuse_missing
+from digar.data.layouts.layout import Case, DataSet, label_names
 from digar.volumes.files import read_json
 
 
@@ -17,7 +17,7 @@ class MsdTask:
         if not file.is_file():
             return ["it has no dataset.json", "no list 'training' in it"]
         listed = "training" in read_json(file, dict)
-        return [] if listed else ["its dataset.json has no list 'training'", "so that no image is listed"]
+        return [] if listed else ["its dataset.json has no list 'training'", "so it lists no case"]
 
     def read(self, place: Path) -> DataSet:
         file = place / "dataset.json"
@@ -33,7 +33,6 @@ class MsdTask:
             (labelled if "label" in read else unlabelled).append(read)
         if not labelled and not unlabelled:
             raise ValueError(f"{file} lists no case under 'training': there is nothing to learn from")
-        refuse_missing(file, [*labelled, *unlabelled])
         channels = content.get("modality", {})
         names = label_names(file, content["labels"]) if content.get("labels") else {}
         ordered = [str(channels[key]) for key in sorted(channels, key=int)] if isinstance(channels, dict) else []

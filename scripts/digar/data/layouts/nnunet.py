@@ -2,7 +2,6 @@
 
 import re
 from pathlib import Path
-from typing import Any
 
 from digar.data.layouts.layout import Case, DataSet, label_names
 from digar.volumes.files import read_json
@@ -49,7 +48,8 @@ class NnUNetRaw:
                 unlabelled.append(case)
         if not labelled:
             raise ValueError(f"{place / 'labelsTr'} holds no label *{ending} of the images in imagesTr")
-        return DataSet(self.name, place, labelled, unlabelled, names, labels, self._folds(place, labelled, ending))
+        self._add_folds(place, labelled, ending)
+        return DataSet(self.name, place, labelled, unlabelled, names, labels)
 
     def _images(self, folder: Path, ending: str, num_channels: int) -> dict[str, list[str]]:
         """Case name to its files, one per channel."""
@@ -67,19 +67,18 @@ class NnUNetRaw:
                 raise FileNotFoundError(f"{folder}: case {name} lacks {', '.join(absent)}")
         return {name: [files[number] for number in range(num_channels)] for name, files in found.items()}
 
-    def _folds(self, place: Path, labelled: list[Case], ending: str) -> list[frozenset[str]]:
-        places = (place / SPLITS, place.parents[1] / "nnUNet_preprocessed" / place.name / SPLITS)
+    def _add_folds(self, place: Path, labelled: list[Case], ending: str) -> None:
+        """Note in every case the fold in which it is held out, where the data set has a list of splits."""
+        places = (place / SPLITS, place.absolute().parents[1] / "nnUNet_preprocessed" / place.name / SPLITS)
         file = next((path for path in places if path.is_file()), None)
         if file is None:
-            return []
-        splits: list[Any] = read_json(file, list)
-        labels = {Path(case["label"]).name.removesuffix(ending): case["label"] for case in labelled}
-        folds = []
-        for number, split in enumerate(splits):
+            return
+        cases = {Path(case["label"]).name.removesuffix(ending): case for case in labelled}
+        for number, split in enumerate(read_json(file, list)):
             if not isinstance(split, dict) or not isinstance(split.get("val"), list):
                 raise ValueError(f"{file}: fold {number} has no list 'val'")
-            unknown = sorted(set(map(str, split["val"])) - set(labels))
-            if unknown:
-                raise ValueError(f"{file}: fold {number} names cases that are not there: {', '.join(unknown[:5])}")
-            folds.append(frozenset(labels[str(name)] for name in split["val"]))
-        return folds
+            for name in map(str, split["val"]):
+                if name not in cases:
+                    raise ValueError(f"{file}: fold {number} names a case that is not there: {name}")
+                if cases[name].setdefault("fold", number) != number:
+                    raise ValueError(f"{file}: case {name} is held out in fold {cases[name]['fold']} and in {number}")

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from digar.data.layouts.layout import Case, DataSet, refuse_missing
+from digar.data.layouts.layout import Case, DataSet
 from digar.volumes.files import read_json, read_table
 
 CHANNELS = "image_"  # image_t1, image_t2, ...: columns of one channel each
@@ -48,7 +48,6 @@ class Table:
                 labelled.append(case | {"label": str(place.parent / str(row["label"]))})
             else:
                 unlabelled.append(case)
-        refuse_missing(place, [*labelled, *unlabelled])
         return DataSet(self.name, place, labelled, unlabelled, channels)
 
     def _rows(self, place: Path) -> list[tuple[str, dict[str, Any]]]:

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from digar.data.datalists import Case
+from digar.data.layouts import Case
 from digar.data.sequences.crops import NUM_PARTS, CropReader, Scan, part_size, random_window
 from digar.data.sequences.kind import SequenceKind
 from digar.data.studies import incomplete_studies, study_cases

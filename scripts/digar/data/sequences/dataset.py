@@ -8,7 +8,7 @@ import numpy as np
 from monai.transforms import Compose
 from torch.utils.data import Dataset
 
-from digar.data.datalists import Case
+from digar.data.layouts import Case
 from digar.data.seeded import derive_seed
 from digar.data.sequences.kind import SequenceKind
 from digar.volumes.prepared import VolumeStore, case_files, grids_differ

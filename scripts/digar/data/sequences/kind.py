@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from monai.transforms import Randomizable, Transform
 
-from digar.data.datalists import Case
+from digar.data.layouts import Case
 from digar.data.sequences.crops import Scan
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from digar.data.datalists import Case
+from digar.data.layouts import Case
 from digar.data.lesions import lesion_cases
 from digar.data.sequences.crops import NUM_PARTS, CropReader, Scan, centred_window, part_size
 from digar.data.sequences.kind import SequenceKind

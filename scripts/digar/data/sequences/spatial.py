@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from digar.data.datalists import Case, scans
+from digar.data.datalists import scans
+from digar.data.layouts import Case
 from digar.data.sequences.crops import NUM_PARTS, CropReader, Scan, part_size, random_window
 from digar.data.sequences.kind import SequenceKind
 
@@ -20,9 +21,10 @@ class Spatial(SequenceKind):
 
     Args:
         sample_size: the sample in voxels.
-        source: a folder of scans or an MSD task, see :func:`digar.data.datalists.scans`; None leaves the kind out.
+        source: data in any layout, see :func:`digar.data.datalists.scans`; None leaves the kind out.
         slab_offset: slices between the starts of neighbouring slabs; None for a contiguous crop.
         slab_start: smallest and largest s, in slices of the crop; None for all that fit.
+        patient_pattern: see :func:`digar.data.splits.by_patient`.
 
     Raises:
         ValueError: slabs do not fit into the sample's slices.
@@ -37,8 +39,10 @@ class Spatial(SequenceKind):
         source: str | Path | None,
         slab_offset: int | None = None,
         slab_start: Sequence[int] | None = None,
+        patient_pattern: str | None = None,
     ) -> None:
         super().__init__(sample_size, source)
+        self.patient_pattern = patient_pattern
         self.slab_offset = slab_offset
         self.reader = CropReader(sample_size)
         if slab_offset is None:
@@ -54,7 +58,7 @@ class Spatial(SequenceKind):
             )
 
     def find(self, source: str | Path) -> list[Case]:
-        return scans(source)
+        return scans(source, self.patient_pattern)
 
     def build(self, scans: Sequence[Scan], centres: Sequence[np.ndarray], state: np.random.RandomState) -> torch.Tensor:
         (scan,) = scans
