@@ -120,6 +120,29 @@ def test_series_that_share_folders_are_named_by_their_uids(tmp_path):
     refused(tmp_path / "a/1.2.3", "no DICOM series of this SeriesInstanceUID")
 
 
+def test_series_whose_uids_are_none_have_a_name_too(tmp_path):
+    write_series(tmp_path, VALUES, AFFINE, "series A/1", name="a{}.dcm")
+    write_series(tmp_path, VALUES + 1, AFFINE, "series B", name="b{}.dcm")
+    write_series(tmp_path, VALUES + 2, AFFINE, "1.2.3", name="c{}.dcm")
+    found = {files[0].name[0]: path for path, files in find_series(tmp_path.glob("*.dcm")).items()}
+    for number, name in enumerate("abc"):
+        assert found[name].parent == tmp_path
+        assert_read_as(found[name], VALUES + number)
+
+
+def test_a_uid_that_an_anonymiser_gave_to_several_patients_is_refused(tmp_path):
+    def edit(slice_: Dataset, k: int) -> None:
+        slice_.PatientID = "1" if k % 2 else "2"
+
+    def partly(slice_: Dataset, k: int) -> None:
+        slice_.PatientID = "1" if k % 2 else ""
+
+    write_series(tmp_path / "s", VALUES, AFFINE, edit=edit)
+    refused(tmp_path / "s", r"one SeriesInstanceUID, but several patients \(PatientID\)")
+    write_series(tmp_path / "t", VALUES, AFFINE, edit=partly)
+    assert_read_as(tmp_path / "t")
+
+
 def test_what_holds_no_image_is_left_out_and_said(tmp_path, caplog):
     write_series(tmp_path / "s", VALUES, AFFINE)
     write_series(tmp_path / "s", VALUES[..., :1], AFFINE, sop_class=SegmentationStorage, name="seg_{}.dcm")

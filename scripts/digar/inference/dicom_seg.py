@@ -135,6 +135,8 @@ def _sources(header: SeriesHeader) -> list[Dataset]:
     for keyword in ("StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID", "SOPClassUID", "SOPInstanceUID"):
         if not all(source.get(keyword) for source in sources):
             raise VolumeError(header.path, f"has no {keyword}, to which a DICOM SEG must refer")
+    if len({source.SOPInstanceUID for source in sources}) < len(sources):
+        raise VolumeError(header.path, "has slices with the same SOPInstanceUID: no DICOM SEG can refer to them")
     for keyword, valid in VALID.items():
         if not re.fullmatch(valid, str(sources[0].get(keyword) or "")):
             setattr(sources[0], keyword, None)

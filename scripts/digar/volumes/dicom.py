@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pydicom
+from pydicom.uid import generate_uid
 from tqdm import tqdm
 
 from digar.volumes.dicom_frames import UNREADABLE_DICOM, Frame, read_frames, stack
@@ -26,6 +27,7 @@ from digar.volumes.walk import walk
 
 logger = logging.getLogger(__name__)
 
+UID_NAME = re.compile(r"[0-9]+(\.[0-9]+)+")
 DICOM_SUFFIXES = (".dcm", ".ima")
 IMAGE_CLASSES = ("Image Storage", "US Volume Storage")  # how the names of SOP classes end that are images
 DESCRIBED = ("SeriesDescription", "SeriesNumber", "Modality", "SeriesInstanceUID", "StudyInstanceUID")
@@ -95,7 +97,7 @@ def find_series(files: Iterable[Path]) -> dict[Path, list[Path]]:
     for key, found in series.items():
         common = Path(os.path.commonpath([file.parent for file in found]))
         alone = len(folders[common]) == 1 or not key or isinstance(key, Path)
-        named[common if alone else common / str(key)] = sorted(found)
+        named[common if alone else common / _as_name(str(key))] = sorted(found)
     return dict(sorted(named.items()))
 
 
@@ -111,9 +113,9 @@ def series_files(path: str | Path) -> list[Path]:
     uid = _uid(path)
     found = find_series(_dicom_files(path.parent if uid else path))
     if uid:
-        of_uid = (files for files in found.values() if any(_series_of(file) == uid for file in files))
-        if files := next(of_uid, None):
-            return files
+        for files in found.values():
+            if any(_series_of(file) == uid for file in files):
+                return files
         raise VolumeError(path, f"there is no DICOM series of this SeriesInstanceUID below {path.parent}")
     if path in found:
         return found[path]
@@ -179,7 +181,12 @@ class Identity(NamedTuple):
 
 def _series_of(file: Path) -> str | None:
     identity = identify(file)
-    return identity.series if identity else None
+    return _as_name(identity.series) if identity else None
+
+
+def _as_name(uid: str) -> str:
+    """A UID as the name in a path: itself, or what stands for one that is no UID, as some anonymisers write."""
+    return uid if UID_NAME.fullmatch(uid) else generate_uid(entropy_srcs=[uid])
 
 
 def identify(file: Path) -> Identity | None:
@@ -206,7 +213,7 @@ def _identified(file: Path, size: int, changed: int) -> Identity | None:
 
 def _uid(path: Path) -> str | None:
     """The UID in a path ``FOLDER/SERIES_UID``."""
-    named = re.fullmatch(r"[0-9]+(\.[0-9]+)+", path.name) and path.parent.is_dir() and not path.exists()
+    named = UID_NAME.fullmatch(path.name) and path.parent.is_dir() and not path.exists()
     return path.name if named else None
 
 

@@ -41,6 +41,7 @@ class Frame:
         position: LPS mm of its first voxel, ``(3,)``.
         slope, intercept: stored value to value.
         dtype: of the stored values.
+        patient: PatientID; "" where the file does not say.
     """
 
     file: Path
@@ -53,6 +54,7 @@ class Frame:
     slope: float
     intercept: float
     dtype: np.dtype
+    patient: str
 
     @property
     def name(self) -> str:
@@ -161,6 +163,7 @@ def _frame(file: Path, number: int, places: _Places) -> Frame:
         1.0 if slope is None else float(slope),
         0.0 if intercept is None else float(intercept),
         np.dtype(f"{'i' if dataset.get('PixelRepresentation') else 'u'}{max(int(dataset.BitsAllocated) // 8, 1)}"),
+        str(dataset.get("PatientID", "")),
     )
 
 
@@ -212,7 +215,9 @@ def stack(path: str | Path, frames: Sequence[Frame]) -> tuple[list[Frame], np.nd
 
 
 def _refuse_mixture(path: str | Path, frames: Sequence[Frame]) -> None:
-    """Raise a VolumeError for slices of several sizes, spacings or directions."""
+    """Raise a VolumeError for slices of several patients, sizes, spacings or directions."""
+    if len({frame.patient for frame in frames} - {""}) > 1:
+        raise VolumeError(path, "its DICOM slices have one SeriesInstanceUID, but several patients (PatientID)")
     for what, values, tolerance in (
         ("sizes", [frame.size for frame in frames], 0.0),
         ("spacings", [frame.spacing for frame in frames], 1e-3 * min(frames[0].spacing)),
