@@ -15,7 +15,7 @@ LABEL := .venv-label
 
 demo: .venv/installed
 	rm -rf $(DEMO)
-	$(BIN)/python -m digar.data.phantoms $(DEMO)/task --training 60 --test 8
+	$(BIN)/python -m digar phantoms $(DEMO)/task --training 60 --test 8
 	$(RUN) pretraining --config_file "['configs/pretrain.yaml','configs/demo.json']" --dataset_dir $(DEMO)/task \
 		--output_dir $(DEMO)/pretraining --cache_dir $(DEMO)/cache --max_epochs 10
 	$(RUN) training --config_file "['configs/train.json','configs/demo.json']" --dataset_dir $(DEMO)/task \
@@ -25,8 +25,7 @@ demo: .venv/installed
 		--output_dir $(DEMO)/evaluation --weights_file $(DEMO)/model.pt
 	$(RUN) --config_file "['configs/inference.json','configs/demo.json']" --dataset_dir $(DEMO)/task/imagesTs \
 		--output_dir $(DEMO)/masks --weights_file $(DEMO)/model.pt
-	$(BIN)/python -m digar.evaluation.comparison --masks $(DEMO)/masks --labels $(DEMO)/task/labelsTs \
-		--images $(DEMO)/task/imagesTs --output $(DEMO)/scores
+	$(BIN)/python -m digar compare $(DEMO)/masks $(DEMO)/task/labelsTs --images $(DEMO)/task/imagesTs -o $(DEMO)/scores
 
 test: .venv/installed
 	$(BIN)/python -m pytest -q

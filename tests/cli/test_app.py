@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from tests.conftest import ROOT
 
 COMMANDS = ["plan", "pretrain", "train", "evaluate", "predict", "report", "embed", "compare", "convert", "phantoms",
-            "dicom-seg"]  # fmt: skip
+            "dicom-seg", "serve"]  # fmt: skip
 
 
 def line(*words: str) -> list[str]:
@@ -74,7 +74,8 @@ def test_several_models_are_an_ensemble(tmp_path: Path) -> None:
     for file in files:
         file.write_bytes(b"")
     words = line("predict", "x", "-o", "y", "-m", str(files[0]), "-m", str(files[1]))
-    assert json.loads(option(words, "ensemble")) == [str(file) for file in files]
+    assert option(words, "weights_file") == str(files[0])
+    assert json.loads(option(words, "ensemble")) == [str(files[1])]
 
 
 def test_an_unknown_model_is_refused_with_what_may_stand_there() -> None:

@@ -53,7 +53,7 @@ def test_an_image_listed_twice_is_refused_also_by_another_path(tmp_path: Path) -
         by_patient([{"image": str(tmp_path / "a.nii")}, {"image": str(tmp_path / "link/a.nii")}])
 
 
-@pytest.mark.parametrize(("seed", "fold"), itertools.product([0, 1], range(5)))
+@pytest.mark.parametrize(("seed", "fold"), list(itertools.product([0, 1], range(5))))
 def test_no_patient_is_divided(seed: int, fold: int) -> None:
     cases = by_patient(PHASES)
     parts = [split_cases(cases, 0.2, seed, part, fold) for part in ("training", "validation")]

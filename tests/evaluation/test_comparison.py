@@ -1,12 +1,13 @@
 """Masks compared with true labels: Dice as counted by hand, and errors that name both files."""
 
+import csv
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
 from digar.evaluation import comparison as report
-from digar.evaluation.comparison import compare, load_pair, main
+from digar.evaluation.comparison import compare, load_pair
 from digar.volumes.pictures import Planes
 from PIL import Image
 
@@ -34,7 +35,7 @@ def write_case(folder: Path, name: str, truth: np.ndarray, mask: np.ndarray) -> 
 
 
 def compare_folder(folder: Path) -> float:
-    return compare(folder / "masks", folder / "labels", folder / "images", folder / "out")
+    return compare(folder / "masks", folder / "labels", folder / "out", folder / "images")
 
 
 @pytest.fixture
@@ -48,12 +49,6 @@ def no_page(monkeypatch: pytest.MonkeyPatch) -> list:
 # A pair of files
 
 
-def test_a_missing_mask_is_named_with_its_label(tmp_path):
-    label = write(tmp_path / "labels/a.nii.gz", volume((1, 9)))
-    with pytest.raises(FileNotFoundError, match=f"there is no mask {tmp_path}/masks/a_mask.nii.gz for {label}"):
-        load_pair(tmp_path / "masks/a_mask.nii.gz", label)
-
-
 @pytest.mark.parametrize(
     ("values", "affine"),
     [(np.zeros((4, 4, 5), np.uint8), np.eye(4)), (volume(), np.diag([1, 1, 2, 1])), (volume(), np.diag([-1, 1, 1, 1]))],
@@ -62,7 +57,7 @@ def test_a_missing_mask_is_named_with_its_label(tmp_path):
 def test_a_mask_in_another_grid_is_refused_with_both_names(values, affine, tmp_path):
     label = write(tmp_path / "a.nii.gz", volume())
     mask = write(tmp_path / "a_mask.nii.gz", values, affine)
-    with pytest.raises(ValueError, match=f"{mask} lies in another grid than {label}"):
+    with pytest.raises(ValueError, match=f"{mask}: .*its label {label}"):
         load_pair(mask, label)
 
 
@@ -72,8 +67,8 @@ def test_a_mask_in_another_grid_is_refused_with_both_names(values, affine, tmp_p
 def test_the_last_line_printed_is_the_mean_dice(tmp_path, capsys):
     write_case(tmp_path, "a", truth=volume((1, 4), (2, 4)), mask=volume((1, 4), (2, 4)))
     write_case(tmp_path, "b", truth=volume((1, 6), (2, 6)), mask=volume((1, 2), (0, 4), (2, 6)))
-    folders = [f"--{name}={tmp_path / name}" for name in ("masks", "labels", "images")]
-    main([*folders, "--output", str(tmp_path / "out"), "--names", "head", "tail"])
+    folders = [tmp_path / name for name in ("masks", "labels", "out", "images")]
+    compare(*folders, names={1: "head", 2: "tail"})
     printed = capsys.readouterr().out.splitlines()
     assert printed[-1] == "mean Dice 0.875"
     assert [line.split()[:3] for line in printed if "dice" in line.split()] == [
@@ -112,8 +107,38 @@ def test_a_case_without_any_label_is_left_out(tmp_path, no_page):
 def test_masks_with_another_postfix_are_found(tmp_path, no_page):
     write_case(tmp_path, "a", truth=volume((1, 4)), mask=volume((1, 4)))
     (tmp_path / "masks/a_mask.nii.gz").rename(tmp_path / "masks/a.nii.gz")
-    folders = [tmp_path / name for name in ("masks", "labels", "images", "out")]
+    folders = [tmp_path / name for name in ("masks", "labels", "out")]
     assert compare(*folders, postfix="") == 1.0
+
+
+def test_a_subset_is_scored_and_the_rest_is_told(tmp_path, no_page, caplog):
+    for name in "ab":
+        write_case(tmp_path, name, truth=volume((1, 4)), mask=volume((1, 4)))
+    (tmp_path / "masks/b_mask.nii.gz").unlink()
+    assert compare_folder(tmp_path) == 1.0
+    assert "1 of 2 labels have no mask and are left out" in caplog.text
+
+
+def test_masks_of_another_run_are_refused_with_the_name_that_is_wanted(tmp_path):
+    write_case(tmp_path, "a", truth=volume((1, 4)), mask=volume((1, 4)))
+    (tmp_path / "masks/a_mask.nii.gz").rename(tmp_path / "masks/other.nii.gz")
+    with pytest.raises(FileNotFoundError, match=r"none of the 1 labels .* must be named a_mask.nii.gz"):
+        compare_folder(tmp_path)
+
+
+def test_distances_are_in_mm_of_the_affine_whatever_a_stale_voxel_size_says(tmp_path, no_page):
+    write_case(tmp_path, "a", truth=volume((1, 16)), mask=volume((1, 32)))
+    for file in tmp_path.rglob("a*.nii.gz"):
+        image = nib.load(file)
+        stale = nib.Nifti1Image(np.asanyarray(image.dataobj), None)
+        stale.set_sform(np.diag([1, 1, 1, 1]), 2)
+        stale.set_qform(None, 0)
+        stale.header["pixdim"][1:4] = 2
+        nib.save(stale, file)
+    compare_folder(tmp_path)
+    with (tmp_path / "out/cases.csv").open(newline="") as stream:
+        row = next(csv.DictReader(stream))
+    assert float(row["true_volume_ml"]) == pytest.approx(16 / 1000)
 
 
 def test_files_that_macos_leaves_beside_labels_are_ignored(tmp_path, no_page):

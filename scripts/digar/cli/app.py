@@ -24,11 +24,11 @@ app = typer.Typer(
 
 Data = Annotated[Path, typer.Argument(help="Your data: a task, a folder, or a list.", show_default=False)]
 Output = Annotated[Path, typer.Option("-o", "--output", help="Where results go.", show_default=False)]
-Model = Annotated[
-    str | None, typer.Option("-m", "--model", help="A shipped model's name, a model's folder, or a file of weights.")
-]
 Models = Annotated[
-    list[str] | None, typer.Option("-m", "--model", help="As before; several are averaged (an ensemble).")
+    list[str] | None,
+    typer.Option(
+        "-m", "--model", help="A shipped model's name, a model's folder, or a file of weights; several are averaged."
+    ),
 ]
 TaskFile = Annotated[Path | None, typer.Option("--task", help="task.yaml from `digar plan`.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on where a run into the same output was stopped.")]
@@ -159,8 +159,8 @@ def _number_of_folds(settings: Sequence[str] | None) -> int:
 
 def _weights(models: Sequence[str] | None) -> dict[str, Any]:
     """Ids that name the weights of one model, or of several that are averaged."""
-    files = [str(find_weights(model)) for model in models or [None]]
-    return {"weights_file": files[0]} | ({"ensemble": files} if len(files) > 1 else {})
+    files = [str(find_weights(model)) for model in (models or (None,))]
+    return {"weights_file": files[0]} | ({"ensemble": files[1:]} if files[1:] else {})
 
 
 @app.command()
@@ -216,7 +216,11 @@ def report(
 
 @app.command()
 def embed(
-    scans: Data, output: Output, model: Model = None, settings: Settings = None, show_command: ShowCommand = False
+    scans: Data,
+    output: Output,
+    model: Annotated[str, typer.Option("-m", "--model", help="Pretrained weights.", show_default=False)],
+    settings: Settings = None,
+    show_command: ShowCommand = False,
 ) -> None:
     """Turn every scan into a vector by pretrained weights.
 
@@ -235,16 +239,19 @@ def compare(
     labels: Annotated[Path, typer.Argument(help="Folder of true labels; those without a mask are left out.")],
     output: Output,
     images: Annotated[Path | None, typer.Option(help="Folder of the images, for the pictures.")] = None,
+    task: TaskFile = None,
+    postfix: Annotated[str, typer.Option(help="What a mask's name adds to its label's.")] = "_mask",
 ) -> None:
     """Score masks against true labels: Dice, distances in mm, volumes in ml.
 
     Example: digar compare masks DATA/labels -o scores
     """
-    _say(f"scoring {masks} against {labels}")
+    _say(f"scoring {masks} against {labels}; scores go to {output / 'summary.csv'}")
+    from digar.data.task import read_task
     from digar.evaluation.comparison import compare as score
 
-    score(masks, labels, output, images=images)
-    _say(f"  scores: {output / 'summary.csv'}")
+    names = None if task is None else read_task(task).labels
+    score(masks, labels, output, images=images, names=names, postfix=postfix)
 
 
 @app.command()
@@ -289,6 +296,26 @@ def dicom_seg(
     from digar.inference.dicom_seg import main as write
 
     write(["--images", str(images), "--masks", str(masks)])
+
+
+@app.command()
+def serve(
+    studies: Annotated[str, typer.Argument(help="A folder of images, or the address of a DICOMweb store.")],
+    host: Annotated[str, typer.Option(help="Address that it listens on; it has no login.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port that it listens on.")] = 8000,
+    hosts: Annotated[
+        list[str] | None,
+        typer.Option("--hosts", help="A further name under which it may be called, such as a proxy's."),
+    ] = None,
+) -> None:
+    """Serve the default model to 3D Slicer and OHIF through MONAI Label, which is installed apart.
+
+    Example: digar serve DATA/images
+    """
+    _say(f"serving {studies} on {host}:{port}; Ctrl-C ends it")
+    from digar.cli.serve import serve as start
+
+    start(studies, host, port, hosts or [])
 
 
 def main() -> None:
