@@ -1,5 +1,6 @@
 """Every format, type and header is read as one kind of volume, or refused with its path and reason."""
 
+import gzip
 import logging
 from pathlib import Path
 
@@ -222,6 +223,25 @@ def test_an_affine_that_places_nothing_is_refused(change, reason, tmp_path):
         read_header(path)
 
 
+@pytest.mark.parametrize("sizes", [(0, 1, 1), (1, 1, np.nan), (-1, 1, 1)])
+@pytest.mark.parametrize("code", [0, 1])
+def test_a_voxel_size_that_is_none_is_refused_where_it_places_the_volume(sizes, code, tmp_path):
+    path = forms(tmp_path / "a.nii", 0, code, 0)
+    patch_header(path, pixdim=[1, *sizes, 1, 1, 1, 1])
+    with pytest.raises(VolumeError, match=r"a.nii: its spacing is (0|1|-1) x 1 x (1|nan) mm: correct the header"):
+        read_header(path)
+    path = forms(tmp_path / "a.nii", 2, code, 0)
+    patch_header(path, pixdim=[1, *sizes, 1, 1, 1, 1])
+    np.testing.assert_allclose(read_header(path).affine, AFFINE)
+
+
+@pytest.mark.parametrize("factor", [0.001, 20, 100])
+def test_a_spacing_that_no_scanner_has_is_refused(factor, tmp_path):
+    affine = AFFINE @ np.diag([factor, factor, factor, 1])
+    with pytest.raises(VolumeError, match=r"a.nii: its spacing is .* only 0.005 to 15 mm can be right"):
+        read_header(write_nifti(tmp_path / "a.nii", affine=affine))
+
+
 # What is no volume
 
 
@@ -257,6 +277,32 @@ def test_a_truncated_file_is_refused(name, share, tmp_path):
     path.write_bytes(path.read_bytes()[: int(path.stat().st_size * share)])
     with pytest.raises(VolumeError, match="cannot be read"):
         read_volume(path)
+
+
+@pytest.mark.parametrize("where", ["voxels", "checksum", "length", "no trailer"])
+def test_a_compressed_file_whose_checksum_fails_cannot_be_read(where, tmp_path):
+    path = write_nifti(tmp_path / "a.nii", np.random.default_rng(0).integers(0, 99, (9, 8, 40)).astype(np.int16))
+    content = bytearray(gzip.compress(path.read_bytes(), 0))  # stored: damage changes voxels and nothing else
+    if where == "no trailer":
+        del content[-8:]
+    else:
+        content[{"voxels": 1000, "checksum": -6, "length": -2}[where]] ^= 0x55
+    (tmp_path / "b.nii.gz").write_bytes(content)
+    with pytest.raises(VolumeError, match="b.nii.gz: cannot be read"):
+        read_volume(tmp_path / "b.nii.gz")
+
+
+@pytest.mark.parametrize("name", ["a.Nii", "a.NII.GZ", "a.nii.Gz"])
+def test_endings_are_read_in_any_case(name, tmp_path):
+    written = write_nifti(tmp_path / name.lower(), VALUES.astype(np.int16))
+    np.testing.assert_array_equal(read_volume(written.rename(tmp_path / name))[0].numpy(), VALUES)
+
+
+def test_half_of_a_pair_of_files_is_refused(tmp_path):
+    nib.save(nib.Nifti1Pair(VALUES.astype(np.int16), AFFINE), tmp_path / "a.hdr")
+    (tmp_path / "a.hdr").rename(tmp_path / "b.nii")
+    with pytest.raises(VolumeError, match="b.nii: is a header whose voxels are in another file"):
+        read_volume(tmp_path / "b.nii")
 
 
 def test_a_missing_file_is_refused(tmp_path):

@@ -32,7 +32,7 @@ from digar.inference.masks import volumes_ml
 from digar.inference.report import write_reports
 from digar.inference.streams import Passage, SlabStream, Stopped
 from digar.inference.windows import WindowInferer
-from digar.volumes.checks import WARNINGS, TooLargeError
+from digar.volumes.checks import PLACEMENT, WARNINGS, TooLargeError
 from digar.volumes.files import file_hash, whole_file
 from digar.volumes.grids import CanonicalAxes
 from digar.volumes.memory import GIB
@@ -330,7 +330,7 @@ class FolderEvaluator(Engine):
                 masks.append(self.postprocessing(data)["pred"].numpy()[0])
         mask = np.stack(masks, axis=-1) if len(masks) > 1 else masks[0]
         paths = work.case["image"]
-        write_mask(target, mask, paths if isinstance(paths, str) else paths[0], affine)
+        write_mask(target, mask, affine, work.image.meta.get(PLACEMENT))
         if input_state(paths) != work.state:
             target.unlink()
             raise VolumeError(work.case["name"], "was changed while it was read: run again")

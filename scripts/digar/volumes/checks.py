@@ -16,9 +16,11 @@ from monai.utils.enums import MetaKeys
 from digar.volumes.grids import working_shape
 from digar.volumes.header import Header, VolumeError, refuse_other_grid
 from digar.volumes.memory import GIB, available_memory, needed_memory
+from digar.volumes.nifti import NiftiHeader
 from digar.volumes.reading import read_header, read_volume
 
 WARNINGS = "digar_warnings"  # where an image's metadata keep what was odd about it
+PLACEMENT = "digar_placement"  # where those of a NIfTI image keep the fields that place it
 FOUR_D = ("refuse", "each")
 COARSEST, FINEST = 8, 1 / 20  # voxels (edge of the cube of their volume) as multiples of the network's spacing
 SEEN = 5  # how many times coarser or finer than all training images a voxel may be
@@ -99,8 +101,11 @@ class CheckedReader(ImageReader):
             MetaKeys.ORIGINAL_AFFINE: header.affine.copy(),
             MetaKeys.SPATIAL_SHAPE: np.array(header.shape),
             MetaKeys.ORIGINAL_CHANNEL_DIM: 0,
+            "filename_or_obj": header.path,
             WARNINGS: warnings,
         }
+        if isinstance(header, NiftiHeader):
+            meta[PLACEMENT] = header.placement
         return volume, meta
 
     def get_data(self, img: tuple[np.ndarray, dict]) -> tuple[np.ndarray, dict]:
@@ -212,7 +217,7 @@ def read_label(path: str | Path, image: Header, num_classes: int | None = None) 
 
 
 class CheckedLoadImaged(LoadImaged):
-    """MONAI's LoadImaged with a :class:`CheckedReader` for the image, and its label checked against it.
+    """Reads an image by a :class:`CheckedReader` in the place of MONAI's, and its label, which is checked against it.
 
     The label becomes ``(1, X, Y, Z)`` of class numbers with the image's own affine: what differs by rounding in the two
     headers cannot part them any more. Errors reach the caller as they are. Where the data hold a true
@@ -234,10 +239,15 @@ class CheckedLoadImaged(LoadImaged):
         super().__init__(image_key, reader=self.checked_reader, image_only=True, ensure_channel_first=True)  # type: ignore[arg-type]
 
     def __call__(self, data: Mapping[Any, Any], reader: ImageReader | None = None) -> dict[Hashable, Any]:
-        loaded = super().__call__(data, self.modest_reader if data.get("beside_others") else self.checked_reader)
-        image = loaded[self.keys[0]]
-        for key in self.label_keys:
-            loaded[key] = self._load_label(loaded[key], image)
+        (key,) = self.keys
+        checked = self.modest_reader if data.get("beside_others") else self.checked_reader
+        volume, meta = checked.read(data[key])
+        image = MetaTensor(volume, affine=meta[MetaKeys.AFFINE], meta=meta)
+        loaded = {**data, key: image}
+        if not self._loader.image_only:  # as MONAI Label sets it
+            loaded[f"{key}_{self.meta_key_postfix[0]}"] = image.meta
+        for label_key in self.label_keys:
+            loaded[label_key] = self._load_label(data[label_key], image)
         return loaded
 
     def _load_label(self, path: str | Path, image: MetaTensor) -> MetaTensor:

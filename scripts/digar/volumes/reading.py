@@ -2,35 +2,26 @@
 
 import logging
 import zlib
-from collections.abc import Sequence
 from pathlib import Path
 
-import nibabel as nib
 import numpy as np
 import torch
 from monai.data import MetaTensor
 from monai.utils.enums import MetaKeys
-from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
+from nibabel.wrapstruct import WrapStructError
 
 from digar.volumes.dicom import SeriesHeader, is_series, series_files, series_header, series_voxels
-from digar.volumes.header import (
-    GRID_TOLERANCE_MM,
-    SHEAR_TOLERANCE,
-    Header,
-    VolumeError,
-    distance_apart,
-    split_axes,
-)
+from digar.volumes.header import SHEAR_TOLERANCE, Header, VolumeError
 from digar.volumes.itk_files import ITK_SUFFIXES, itk_header, itk_voxels
+from digar.volumes.nifti import NIFTI_SUFFIXES, nifti_header, nifti_voxels
 
 logger = logging.getLogger(__name__)
 
-NIFTI_SUFFIXES = (".nii.gz", ".nii")
 VOLUME_SUFFIXES = NIFTI_SUFFIXES + ITK_SUFFIXES
 UNREADABLE = (  # what nibabel, gzip and ITK raise on damaged files
-    ImageFileError, HeaderDataError, OSError, EOFError, ValueError, TypeError, LookupError, OverflowError, RuntimeError,
-    zlib.error,
+    HeaderDataError, WrapStructError, OSError, EOFError, ValueError, TypeError, LookupError, OverflowError,
+    RuntimeError, zlib.error,
 )  # fmt: skip
 SPACING_MM = (0.005, 15.0)  # smallest and largest edge of a voxel: beyond, the header or its unit is wrong
 
@@ -72,7 +63,7 @@ def read_header(path: str | Path) -> Header:
         elif volume_suffix(path) in ITK_SUFFIXES:
             header = itk_header(path)
         else:
-            header = _nifti_header(path, nib.load(path))
+            header = nifti_header(path)
     except VolumeError:
         raise
     except UNREADABLE as error:
@@ -106,13 +97,13 @@ def read_volume(path: str | Path, header: Header | None = None) -> MetaTensor:
         elif volume_suffix(path) in ITK_SUFFIXES:
             array = itk_voxels(header)
         else:
-            array = np.asanyarray(nib.load(path).dataobj, dtype=np.float32)
+            array = nifti_voxels(header)
         channels_last = array.reshape(*header.shape, header.channels)  # drops axes of 1
     except VolumeError:
         raise
     except UNREADABLE as error:
         raise VolumeError(path, _unreadable(error)) from error
-    volume = np.ascontiguousarray(np.moveaxis(channels_last, -1, 0))
+    volume = np.moveaxis(channels_last, -1, 0)  # not copied: the first axis is mostly the fastest
     meta = {
         MetaKeys.ORIGINAL_AFFINE: header.affine.copy(),
         MetaKeys.SPATIAL_SHAPE: np.array(header.shape),
@@ -147,37 +138,3 @@ def _refuse_affine(header: Header) -> None:
             header.path,
             f"its affine is sheared, two voxel axes meet at {angle:.1f} degrees: resample it to a right-angled grid",
         )
-
-
-# NIfTI
-
-
-def _nifti_header(path: str | Path, image: nib.spatialimages.SpatialImage) -> Header:
-    if not isinstance(image, nib.Nifti1Pair):
-        raise VolumeError(path, f"is a {type(image).__name__}, not NIfTI: rename or convert it")
-    dtype = image.get_data_dtype()
-    if dtype.names is not None:
-        raise VolumeError(path, "holds colours (RGB): a volume of plain numbers is needed")
-    if dtype.kind == "c":
-        raise VolumeError(path, f"holds complex numbers ({dtype}): save the magnitude")
-    shape, channels = split_axes(path, image.shape)
-    return Header(str(path), shape, channels, image.affine.astype(np.float64), dtype, _form_warnings(image, shape))
-
-
-def _form_warnings(image: nib.Nifti1Pair, shape: Sequence[int]) -> tuple[str, ...]:
-    """What is odd about the two ways in which a NIfTI header places the volume."""
-    sform = image.header.get_sform(coded=True)[0]
-    try:
-        qform = image.header.get_qform(coded=True)[0]
-    except HeaderDataError as error:
-        if sform is None:
-            raise
-        return (f"its qform is invalid ({error}); the sform is used",)
-    if sform is None and qform is None:
-        return ("has neither sform nor qform: its orientation is a guess",)
-    if sform is None or qform is None:
-        return ()
-    apart = distance_apart(sform, qform, shape)
-    if apart > GRID_TOLERANCE_MM:
-        return (f"sform and qform lie up to {apart:.2g} mm apart; the sform is used",)
-    return ()
