@@ -3,12 +3,14 @@
 import itertools
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from digar.data.task import TrainedWith, write_task
 from ignite.engine import Engine, Events
 from monai.bundle import ConfigParser, ConfigWorkflow
 from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
@@ -109,15 +111,20 @@ def configured(names: list[str], kind: str, overlay: str, **options: object) -> 
 
 @pytest.fixture(scope="module")
 def weights(small_overlay: str, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """Random weights of two small networks."""
+    """Two models of random weights, said to be trained with mirrored images."""
+    parser = ConfigParser(ConfigParser.load_config_files([str(ROOT / "configs/inference.json"), small_overlay]))
+    parser.update({"num_classes": 2, "bundle_root": str(ROOT), "task": str(ROOT / "models")})
+    task = replace(
+        parser.get_parsed_content("run_task"), labels={1: "box"}, trained_with=TrainedWith(1, flips=[0, 1, 2])
+    )
     paths = []
     for seed in range(2):
         torch.manual_seed(seed)
-        parser = ConfigParser(ConfigParser.load_config_files([str(ROOT / "configs/inference.json"), small_overlay]))
-        parser.update({"num_classes": 2, "bundle_root": str(ROOT)})
-        network = parser.get_parsed_content("network_def")
-        paths.append(str(tmp_path_factory.mktemp("weights") / "model.pt"))
-        torch.save(network.state_dict(), paths[-1])
+        network = parser.get_parsed_content("network_def", instantiate=True)
+        folder = tmp_path_factory.mktemp("model")
+        torch.save(network.state_dict(), folder / "model.pt")
+        write_task(task, folder / "task.yaml")
+        paths.append(str(folder / "model.pt"))
     return paths
 
 

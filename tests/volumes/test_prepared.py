@@ -11,8 +11,10 @@ import nibabel as nib
 import numpy as np
 import pytest
 from digar.volumes import prepared as volumes
+from digar.volumes.checks import CheckedReader
+from digar.volumes.header import VolumeError
 from digar.volumes.prepared import VolumeStore, compact, copy_name, prepare_volumes, resampled
-from digar.volumes.reading import VolumeError, read_volume
+from digar.volumes.reading import read_volume
 from monai.transforms import Spacing
 
 SPACING = (2.0, 2.0, 2.0)
@@ -33,7 +35,7 @@ def intensities(*shape: int, seed: int = 0) -> np.ndarray:
 
 def restored(store: VolumeStore, path: str) -> np.ndarray:
     """The intensities that a copy tells."""
-    about = json.loads(store.copies[path].with_suffix(".json").read_text())
+    about = json.loads(store.copies[path].with_suffix(".json").read_text())["facts"]
     steps, offsets = (np.array(about[key])[:, None, None, None] for key in ("steps", "offsets"))
     return store.open(path) * steps + offsets
 
@@ -116,7 +118,7 @@ def test_a_position_in_the_file_is_found_in_the_prepared_scan(tmp_path):
 def test_infinite_voxels_and_nan_take_the_smallest_finite_intensity(tmp_path):
     array = intensities(9, 8, 7)
     array[0, 0, :3] = np.nan, np.inf, -np.inf
-    volume, _ = resampled(write(tmp_path / "a.nii.gz", array), SPACING)
+    volume = resampled(write(tmp_path / "a.nii.gz", array), CheckedReader(None, SPACING))
     smallest = array[np.isfinite(array)].min()
     assert volume[0, 0, 0, :3].tolist() == [smallest] * 3
     assert volume.isfinite().all()
@@ -137,14 +139,13 @@ def test_another_number_of_channels_than_the_networks_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("array", "affine", "reason"),
     [
-        (np.full((9, 8, 7), 3.0, np.float32), None, r"is constant \(3 everywhere\)"),
-        (np.full((9, 8, 7), np.nan, np.float32), None, "holds no finite intensity"),
+        (np.full((9, 8, 7), 3.0, np.float32), None, "is empty: every voxel is 3"),
+        (np.full((9, 8, 7), np.nan, np.float32), None, "100 % of its voxels are NaN or infinite"),
         (intensities(9, 8, 7), np.diag([900.0, 900, 900, 1]), "900 x 900 x 900 mm, and only 0.005 to 15 mm"),
     ],
     ids=["constant", "nan", "huge"],
 )
-def test_a_scan_without_anything_to_learn_is_refused(array, affine, reason, tmp_path, monkeypatch):
-    monkeypatch.setattr(volumes, "MOST_VOXELS", 1e9)
+def test_a_scan_without_anything_to_learn_is_refused(array, affine, reason, tmp_path):
     path = write(tmp_path / "a.nii.gz", array, affine)
     with pytest.raises(VolumeError, match=f"a.nii.gz: .*{reason}"):
         prepared(path, tmp_path / "cache")
@@ -165,7 +166,7 @@ def test_without_a_cache_the_intensities_themselves_are_read_and_nothing_is_writ
 
 def count_reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     reads: list[str] = []
-    monkeypatch.setattr(volumes, "read_volume", lambda path: (reads.append(path), read_volume(path))[1])
+    monkeypatch.setattr(volumes, "resampled", lambda path, reader: (reads.append(path), resampled(path, reader))[1])
     return reads
 
 
@@ -189,13 +190,28 @@ def test_a_changed_file_replaces_its_copy(tmp_path):
     assert len(list(cache.rglob("*.npy"))) == len(list(cache.rglob("*.json"))) == 1
 
 
-def test_two_spacings_have_a_copy_each(tmp_path):
+def test_two_spacings_and_two_rules_have_a_copy_each(tmp_path):
     path = write(tmp_path / "a.nii.gz", intensities(9, 8, 7))
-    names = {copy_name(path, spacing) for spacing in (SPACING, (1, 1, 1))}
-    assert len(names) == 2
+    names = {copy_name(path, spacing, 0.01) for spacing in (SPACING, (1, 1, 1))}
+    names.add(copy_name(path, SPACING, 0.02))
+    assert len(names) == 3
 
 
-@pytest.mark.parametrize("damage", ["truncated", "other-shape", "no-json", "no-copy"])
+DAMAGES = [
+    "truncated",
+    "other-shape",
+    "zeroed",
+    "zeroed and old",
+    "bit",
+    "empty",
+    "no-json",
+    "no-copy",
+    "list",
+    "types",
+]
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
 def test_a_copy_that_is_not_whole_is_made_anew(damage, tmp_path):
     array = intensities(9, 8, 7)
     path = write(tmp_path / "a.nii.gz", array)
@@ -204,10 +220,46 @@ def test_a_copy_that_is_not_whole_is_made_anew(damage, tmp_path):
         copy.write_bytes(copy.read_bytes()[:-10])
     elif damage == "other-shape":
         np.save(copy, np.zeros((1, 2, 2, 2), np.int16))
+    elif damage.startswith("zeroed"):
+        stat, content = copy.stat(), copy.read_bytes()
+        copy.write_bytes(content[:128] + bytes(len(content) - 128))
+        if damage == "zeroed and old":
+            os.utime(copy, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    elif damage == "bit":
+        content = bytearray(copy.read_bytes())
+        content[300] ^= 1
+        copy.write_bytes(content)
+    elif damage == "empty":
+        copy.write_bytes(b"")
+    elif damage in ("list", "types"):
+        known = json.loads(copy.with_suffix(".json").read_text())
+        known["facts"]["affine"] = "far away"
+        copy.with_suffix(".json").write_text(json.dumps([] if damage == "list" else known))
     else:
         (copy if damage == "no-copy" else copy.with_suffix(".json")).unlink()
     store = prepared(path, tmp_path / "cache")
     np.testing.assert_allclose(restored(store, path)[0], array, atol=0.01)
+
+
+def test_a_sound_copy_that_was_moved_is_kept(tmp_path, monkeypatch):
+    reads = count_reads(monkeypatch)
+    path = write(tmp_path / "a.nii.gz", intensities(9, 8, 7))
+    copy = prepared(path, tmp_path / "cache").copies[path]
+    content = copy.read_bytes()
+    copy.unlink()
+    copy.write_bytes(content)
+    prepared(path, tmp_path / "cache")
+    assert reads == [path]
+
+
+def test_what_is_odd_about_a_scan_is_said_in_every_run(tmp_path, caplog):
+    array = intensities(9, 8, 7)
+    array[0, 0, 0] = np.nan
+    path = write(tmp_path / "a.nii.gz", array)
+    for _ in range(2):
+        caplog.clear()
+        prepared(path, tmp_path / "cache")
+        assert f"{path}: 1 NaN or infinite voxels were replaced" in caplog.text
 
 
 def test_many_at_once_make_the_same_copy_without_harm(tmp_path):
@@ -217,7 +269,7 @@ def test_many_at_once_make_the_same_copy_without_harm(tmp_path):
         stores = list(pool.map(lambda _: prepared(path, tmp_path / "cache"), range(16)))
     for store in stores:
         np.testing.assert_allclose(restored(store, path)[0], array, atol=0.01)
-    assert not list((tmp_path / "cache").rglob("*.tmp"))
+    assert len([file for file in (tmp_path / "cache").rglob("*") if file.is_file()]) == 2
 
 
 def test_a_full_disk_is_said_and_leaves_no_half_copy(tmp_path, monkeypatch):
@@ -229,7 +281,7 @@ def test_a_full_disk_is_said_and_leaves_no_half_copy(tmp_path, monkeypatch):
     monkeypatch.setattr(np, "save", full)
     with pytest.raises(OSError, match="a.nii.gz cannot be written to .*cache: .*No space left.*another --cache_dir"):
         prepared(path, tmp_path / "cache")
-    assert not list((tmp_path / "cache").rglob("*.npy")) + list((tmp_path / "cache").rglob("*.tmp"))
+    assert [file for file in (tmp_path / "cache").rglob("*") if file.is_file()] == []
 
 
 def test_a_copy_that_vanishes_during_a_run_is_named_with_its_scan(tmp_path):
@@ -269,7 +321,7 @@ def test_scans_that_cannot_be_used_are_reported_and_left_out(cache, files, tmp_p
     assert header == ["path", "reason"]
     assert [row[0] for row in rows] == files[3:]
     assert "cannot be read" in rows[0][1]
-    assert "is constant" in rows[1][1]
+    assert "is empty" in rows[1][1]
 
 
 def test_too_large_a_share_stops_and_names_report_share_and_first_reason(files, tmp_path):
@@ -301,19 +353,14 @@ def test_modalities_on_other_grids_are_reported_with_both_files(files, tmp_path)
     store = prepare([{"image": [files[0], moved]}, {"image": files[:2]}], tmp_path)
     (row,) = reported(tmp_path)[1:]
     assert row[0] == files[0]
-    assert f"{moved} lies on another grid" in row[1]
+    assert f"{moved}: lies 1 mm apart from the first of its study, {files[0]}" in row[1]
     assert moved in store
 
 
 def test_two_processes_leave_out_what_either_could_not_read(files, tmp_path, monkeypatch):
-    monkeypatch.setattr(volumes, "_distributed", lambda: True)
-    monkeypatch.setattr(volumes.dist, "get_rank", lambda: 1)
-    monkeypatch.setattr(volumes.dist, "get_world_size", lambda: 2)
-
-    def gather(parts: list, own: dict) -> None:
-        parts[:] = [{files[0]: "is elsewhere"}, own]
-
-    monkeypatch.setattr(volumes.dist, "all_gather_object", gather)
+    monkeypatch.setattr(volumes.idist, "get_rank", lambda: 1)
+    monkeypatch.setattr(volumes.idist, "get_world_size", lambda: 2)
+    monkeypatch.setattr(volumes.idist, "all_gather", lambda own: [{files[0]: "is elsewhere"}, own])
     reads = count_reads(monkeypatch)
     store = prepare([{"image": path} for path in files], tmp_path, share=0.9)
     assert [path in store for path in files] == [False, True, True, False, False]

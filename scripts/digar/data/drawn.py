@@ -42,6 +42,6 @@ def write_drawn_label(
         raise ValueError(f"the label {error.reason}".replace(str(label), "its file")) from error
     values = np.array([0, *(labels[name] for name in names)] if names else range(max(labels.values()) + 1))
     mask = values.astype(np.uint8 if values.max() < 256 else np.uint16)[places]
-    write_mask(target, mask, image, header.affine)
+    write_mask(target, mask, header.affine, header.placement)
     present = np.unique(mask)
     return [name for name, value in sorted(labels.items(), key=lambda item: item[1]) if value in present]

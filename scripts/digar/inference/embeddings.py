@@ -1,5 +1,6 @@
 """One vector per volume from frozen pretrained weights: for retrieval, clustering, or a small classifier on top."""
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,9 +14,12 @@ from tqdm import tqdm
 from digar.data.layouts import Case
 from digar.data.sequences.crops import CropReader
 from digar.networks import PretrainingNetwork
+from digar.volumes.checks import WARNINGS, CheckedReader
 from digar.volumes.files import whole_file, write_rows
+from digar.volumes.header import VolumeError
 from digar.volumes.prepared import resampled
-from digar.volumes.reading import VolumeError
+
+logger = logging.getLogger(__name__)
 
 
 def sample_windows(scan: Tensor, sample_size: Sequence[int]) -> list[tuple[slice, ...]]:
@@ -64,6 +68,7 @@ def write_embeddings(
     device: torch.device,
     batch_size: int,
     output_dir: str | Path,
+    nonfinite_share: float = 0.01,
 ) -> Path:
     """Write ``embeddings.npy``, float32 ``(volumes, hidden)``, and ``embeddings.csv``, naming each row's volume.
 
@@ -75,6 +80,7 @@ def write_embeddings(
         spacing: of the pretraining, mm per axis.
         inferer, device, batch_size: see :func:`embed_scan`.
         output_dir: made where it is missing.
+        nonfinite_share: see :class:`digar.volumes.checks.CheckedReader`.
 
     Returns:
         The array's path.
@@ -83,19 +89,21 @@ def write_embeddings(
         ValueError: none of the volumes can be used; names the first and its reason.
     """
     network.eval()
+    channels = network.backbone.in_channels
+    reader = CheckedReader(None if channels == 1 else channels, spacing, nonfinite_share=nonfinite_share)
     vectors: list[np.ndarray] = []
     lines: list[tuple[str, str, str]] = [("row", "file", "reason")]
     for case in tqdm(scans, desc="embeddings", unit="volume"):
         path = case["image"]
         try:
-            scan = resampled(path, spacing)[0].as_tensor()
-            if network.backbone.in_channels not in (1, len(scan)):
-                raise VolumeError(path, f"has {len(scan)} channels, the network takes {network.backbone.in_channels}")
+            scan = resampled(path, reader)
         except VolumeError as error:
             lines.append(("", path, error.reason))
             continue
+        for warning in scan.meta[WARNINGS]:
+            logger.warning("%s: %s", path, warning)
         with torch.inference_mode():
-            vector = embed_scan(network, scan, inferer, device, batch_size)
+            vector = embed_scan(network, scan.as_tensor(), inferer, device, batch_size)
         lines.append((str(len(vectors)), path, ""))
         vectors.append(vector.numpy())
     if not vectors:

@@ -16,7 +16,6 @@ from monai.utils.enums import MetaKeys
 from digar.volumes.grids import working_shape
 from digar.volumes.header import Header, VolumeError, refuse_other_grid
 from digar.volumes.memory import GIB, available_memory, needed_memory
-from digar.volumes.nifti import NiftiHeader
 from digar.volumes.reading import read_header, read_volume
 
 WARNINGS = "digar_warnings"  # where an image's metadata keep what was odd about it
@@ -103,9 +102,8 @@ class CheckedReader(ImageReader):
             MetaKeys.ORIGINAL_CHANNEL_DIM: 0,
             "filename_or_obj": header.path,
             WARNINGS: warnings,
+            PLACEMENT: header.placement,
         }
-        if isinstance(header, NiftiHeader):
-            meta[PLACEMENT] = header.placement
         return volume, meta
 
     def get_data(self, img: tuple[np.ndarray, dict]) -> tuple[np.ndarray, dict]:
@@ -242,7 +240,7 @@ class CheckedLoadImaged(LoadImaged):
         (key,) = self.keys
         checked = self.modest_reader if data.get("beside_others") else self.checked_reader
         volume, meta = checked.read(data[key])
-        image = MetaTensor(volume, affine=meta[MetaKeys.AFFINE], meta=meta)
+        image = MetaTensor(volume, meta=meta)
         loaded = {**data, key: image}
         if not self._loader.image_only:  # as MONAI Label sets it
             loaded[f"{key}_{self.meta_key_postfix[0]}"] = image.meta

@@ -1,9 +1,10 @@
 """What a file says of its volume, whether two files lie in one grid, and the error of a file that cannot be used."""
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -31,6 +32,7 @@ class Header:
         affine: voxel to RAS mm, ``(4, 4)`` float64.
         dtype: type of the stored voxels.
         warnings: what is odd, but can be read.
+        placement: of NIfTI, the fields of the header that say where the volume lies, for masks in its grid.
     """
 
     path: str
@@ -39,6 +41,7 @@ class Header:
     affine: np.ndarray
     dtype: np.dtype
     warnings: tuple[str, ...] = ()
+    placement: Mapping[str, Any] | None = None
 
     @property
     def spacing(self) -> np.ndarray:

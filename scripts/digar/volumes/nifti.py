@@ -1,10 +1,8 @@
 """NIfTI files: where their header places the volume, and their voxels, read to the end of the file."""
 
 import gzip
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from io import BufferedReader
 from pathlib import Path
-from typing import Any, BinaryIO
 
 import nibabel as nib
 import numpy as np
@@ -21,18 +19,11 @@ NIFTI_2 = tuple((540).to_bytes(4, order) for order in ("little", "big"))  # how 
 SLICES = 16  # read at once
 
 
-@dataclass(frozen=True)
-class NiftiHeader(Header):
-    """A header with the fields that place the volume, as they stand in the file."""
-
-    placement: Mapping[str, Any] = field(default_factory=dict)
-
-
-def nifti_header(path: str | Path) -> NiftiHeader:
+def nifti_header(path: str | Path) -> Header:
     """Shape, affine and type of a file; see :func:`digar.volumes.reading.read_header`."""
     with _open(path) as stream:
         stored, header = _headers(stream)
-    if not header.is_single:
+    if header["magic"].item() == header.pair_magic:
         raise VolumeError(path, "is a header whose voxels are in another file (.hdr and .img): convert it to one file")
     dtype = header.get_data_dtype()
     if dtype.names is not None:
@@ -46,7 +37,7 @@ def nifti_header(path: str | Path) -> NiftiHeader:
         raise VolumeError(path, f"its spacing is {' x '.join(f'{s:g}' for s in sizes)} mm: correct the header")
     affine = next(form for form in (sform, qform, header.get_best_affine()) if form is not None)
     placement = {name: header[name].copy() for name in PLACING_FIELDS}
-    return NiftiHeader(str(path), shape, channels, affine.astype(np.float64), dtype, warnings, placement)
+    return Header(str(path), shape, channels, affine.astype(np.float64), dtype, warnings, placement)
 
 
 def nifti_voxels(header: Header) -> np.ndarray:
@@ -76,11 +67,11 @@ def nifti_voxels(header: Header) -> np.ndarray:
     return values
 
 
-def _open(path: str | Path) -> BinaryIO:
+def _open(path: str | Path) -> gzip.GzipFile | BufferedReader:
     return gzip.open(path) if Path(path).name.lower().endswith(".gz") else open(path, "rb")
 
 
-def _headers(stream: BinaryIO) -> tuple[nib.Nifti1Header, nib.Nifti1Header]:
+def _headers(stream: gzip.GzipFile | BufferedReader) -> tuple[nib.Nifti1Header, nib.Nifti1Header]:
     """The header as it stands in the file, and as nibabel mends it when it checks."""
     start = stream.read(4)
     kind = nib.Nifti2Header if start in NIFTI_2 else nib.Nifti1Header

@@ -11,28 +11,28 @@ import logging
 import math
 import mmap
 import os
-import uuid
+import zlib
 from collections.abc import Sequence
+from contextlib import suppress
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
+import ignite.distributed as idist
 import numpy as np
-import torch.distributed as dist
 from monai.data import MetaTensor
-from monai.data.utils import affine_to_spacing
-from monai.transforms import Orientation, Spacing
+from monai.utils.enums import MetaKeys
 from tqdm import tqdm
 
-from digar.volumes.files import write_rows
+from digar.volumes.checks import WARNINGS, CheckedReader, TooLargeError
+from digar.volumes.files import read_json, remove_leftovers, whole_file, write_rows, write_text
+from digar.volumes.grids import WorkingGridd
+from digar.volumes.header import Header, VolumeError, refuse_other_grid
 from digar.volumes.intensities import percentiles
-from digar.volumes.reading import VolumeError, read_volume, volume_files
+from digar.volumes.reading import volume_files
 
-FORMAT = 1  # part of a copy's name: a new format never reads old copies
+FORMAT = 2  # part of a copy's name: a new format never reads old copies
 OUTLIER_WIDTHS = 8  # intensities farther from the percentiles than so many of their distances are clipped
-MOST_VOXELS = 2e9  # of a scan at the spacing; a header that asks for more is wrong
-SAME_SPACING = 1e-3  # relative; such a scan is not resampled
-GRID_TOLERANCE_MM = 0.1  # how far the corners of one study's modalities may lie apart
 
 Case = dict[str, Any]
 logger = logging.getLogger(__name__)
@@ -45,21 +45,36 @@ class Grid(NamedTuple):
     affine: np.ndarray
     source_affine: np.ndarray
 
+    @classmethod
+    def of(cls, scan: MetaTensor) -> "Grid":
+        """That of a scan that :func:`resampled` gave."""
+        return cls(tuple(scan.shape), scan.affine.numpy(), scan.meta[MetaKeys.ORIGINAL_AFFINE])
+
 
 class VolumeStore:
-    """Scans in RAS orientation at one spacing.
+    """Scans in RAS orientation at one spacing, read and checked as in every workflow.
 
     Args:
         spacing: mm per axis.
         cache_dir: where the copies go; several runs and processes may share it. None keeps no copy: every
             :meth:`open` reads and resamples the file.
         in_channels: the network's. A scan must have as many; for 1, any number (a sample takes one of them).
+        nonfinite_share: of NaN and infinite voxels that are replaced, see :class:`digar.volumes.checks.CheckedReader`.
+        memory_share: of the memory there is, that reading a scan may take.
     """
 
-    def __init__(self, spacing: Sequence[float], cache_dir: str | Path | None, in_channels: int = 1) -> None:
+    def __init__(
+        self,
+        spacing: Sequence[float],
+        cache_dir: str | Path | None,
+        in_channels: int = 1,
+        nonfinite_share: float = 0.01,
+        memory_share: float = 1.0,
+    ) -> None:
         self.spacing = tuple(float(s) for s in spacing)
         self.cache_dir = None if cache_dir is None else Path(cache_dir)
         self.in_channels = in_channels
+        self.reader = CheckedReader(None, spacing, nonfinite_share=nonfinite_share, memory_share=memory_share)
         self.grids: dict[str, Grid] = {}
         self.copies: dict[str, Path] = {}
         self.dtypes: dict[str, np.dtype] = {}
@@ -68,32 +83,36 @@ class VolumeStore:
         return path in self.grids
 
     def prepare(self, path: str) -> None:
-        """Read and check a scan, or find its copy; write the copy where there is none.
+        """Read and check a scan, or find its copy; write the copy where there is none. What is odd about it is logged.
 
         Raises:
             VolumeError: the scan cannot be used.
             OSError: the copy cannot be written.
         """
         if self.cache_dir is None:
-            volume, source_affine = resampled(path, self.spacing)
-            grid = Grid(tuple(volume.shape), _array(volume.affine), source_affine)
+            scan = resampled(path, self.reader)
+            grid, warnings = Grid.of(scan), scan.meta[WARNINGS]
         else:
-            copy = self.cache_dir / copy_name(path, self.spacing)
-            about = _about(copy)
-            if about is None:
-                volume, source_affine = resampled(path, self.spacing)
-                try:
-                    about = write_copy(copy, path, volume, source_affine)
-                except OSError as error:
-                    raise OSError(
-                        f"the copy of {path} cannot be written to {self.cache_dir}: {error}; free some space, pass "
-                        "another --cache_dir, or --cache_dir '$None' for none"
-                    ) from error
-            self.copies[path], self.dtypes[path] = copy, np.dtype(about["dtype"])
-            grid = Grid(tuple(about["shape"]), np.array(about["affine"]), np.array(about["source_affine"]))
+            copy = self.cache_dir / copy_name(path, self.spacing, self.reader.nonfinite_share)
+            found = find_copy(copy)
+            if found is None:
+                found = self._write(copy, path)
+            self.copies[path], (grid, self.dtypes[path], warnings) = copy, found
         if self.in_channels not in (1, grid.shape[0]):
             raise VolumeError(path, f"has {grid.shape[0]} channels, the network takes {self.in_channels}")
+        for warning in warnings:
+            logger.warning("%s: %s", path, warning)
         self.grids[path] = grid
+
+    def _write(self, copy: Path, path: str) -> "Found":
+        scan = resampled(path, self.reader)
+        try:
+            return write_copy(copy, path, scan)
+        except OSError as error:
+            raise OSError(
+                f"the copy of {path} cannot be written to {self.cache_dir}: {error}; free some space, pass "
+                "another --cache_dir, or --cache_dir '$None' for none"
+            ) from error
 
     def open(self, path: str) -> np.ndarray:
         """A prepared scan, ``(C, X, Y, Z)``: its memory-mapped copy, of which slicing reads only a part.
@@ -105,7 +124,7 @@ class VolumeStore:
             VolumeError: the file, or its copy, is no longer there.
         """
         if self.cache_dir is None:
-            return resampled(path, self.spacing)[0].numpy()
+            return resampled(path, self.reader).numpy()
         copy, dtype, shape = self.copies[path], self.dtypes[path], self.grids[path].shape
         try:
             with copy.open("rb") as file:
@@ -123,31 +142,14 @@ class VolumeStore:
         return (np.linalg.inv(grid.affine) @ grid.source_affine @ [*source_voxel, 1.0])[:3]
 
 
-def resampled(path: str, spacing: Sequence[float]) -> tuple[MetaTensor, np.ndarray]:
-    """A file in RAS orientation at the spacing, ``(C, X, Y, Z)`` float32 and finite, and the file's affine.
-
-    Resampling is linear. NaN and infinite voxels take the scan's smallest finite intensity.
+def resampled(path: str, reader: CheckedReader) -> MetaTensor:
+    """A file in RAS orientation at the reader's spacing, ``(C, X, Y, Z)`` float32 and finite.
 
     Raises:
-        VolumeError: it cannot be read, is constant, or would be absurdly large at the spacing.
+        VolumeError: see :class:`digar.volumes.checks.CheckedReader`.
     """
-    volume = read_volume(path)
-    source_affine = _array(volume.affine)
-    voxels = volume[0].numel() * abs(np.linalg.det(source_affine[:3, :3])) / math.prod(spacing)
-    if voxels > MOST_VOXELS:
-        raise VolumeError(path, f"would have {voxels:.1g} voxels at the spacing: correct the spacing in its header")
-    array = volume.numpy()
-    finite = np.isfinite(array)
-    if not finite.all():
-        if not finite.any():
-            raise VolumeError(path, "holds no finite intensity")
-        array[~finite] = array[finite].min()
-    if array.min() == array.max():
-        raise VolumeError(path, f"is constant ({array.flat[0]:g} everywhere): there is nothing to learn from it")
-    turned = cast(MetaTensor, Orientation(axcodes="RAS", labels=(("L", "R"), ("P", "A"), ("I", "S")))(volume))
-    if not np.allclose(affine_to_spacing(turned.affine), spacing, rtol=SAME_SPACING):
-        turned = cast(MetaTensor, Spacing(pixdim=spacing, mode="bilinear")(turned))
-    return turned, source_affine
+    volume, meta = reader.read(path)
+    return WorkingGridd("image", reader.spacing).to_working_grid(MetaTensor(volume, meta=meta))
 
 
 def compact(channel: np.ndarray) -> tuple[np.ndarray, float, float]:
@@ -169,51 +171,88 @@ def compact(channel: np.ndarray) -> tuple[np.ndarray, float, float]:
     return quantised.clip(-32768, 32767).astype(np.int16), step, offset
 
 
-def write_copy(copy: Path, path: str, volume: MetaTensor, source_affine: np.ndarray) -> dict[str, Any]:
-    """Write a scan's compact copy and, first, what is to be known of it; both whole or not at all.
+class Found(NamedTuple):
+    """What is known of a copy: its grid, its type, what was odd about the scan."""
+
+    grid: Grid
+    dtype: np.dtype
+    warnings: list[str]
+
+
+def write_copy(copy: Path, path: str, scan: MetaTensor) -> Found:
+    """Write a scan's compact copy and then what is to be known of it, each whole or not at all.
 
     Copies of earlier states of the file are removed.
-
-    Returns:
-        The content of the JSON file beside the copy.
     """
-    channels, steps, offsets = zip(*(compact(channel) for channel in volume.numpy()), strict=True)
+    channels, steps, offsets = zip(*(compact(channel) for channel in scan.numpy()), strict=True)
     array = np.stack(channels)  # int16 where one channel needs it
-    about = {
+    grid = Grid.of(scan)
+    facts = {
         "source": str(path),
         "shape": list(array.shape),
         "dtype": str(array.dtype),
         "steps": steps,
         "offsets": offsets,
-        "affine": _array(volume.affine).tolist(),
-        "source_affine": source_affine.tolist(),
+        "affine": grid.affine.tolist(),
+        "source_affine": grid.source_affine.tolist(),
+        "warnings": scan.meta[WARNINGS],
     }
-    copy.parent.mkdir(parents=True, exist_ok=True)
-    temporary = copy.with_name(f".{uuid.uuid4().hex}.tmp")
-    try:
-        temporary.write_text(json.dumps(about, indent=1))
-        temporary.replace(copy.with_suffix(".json"))
-        with temporary.open("wb") as file:
-            np.save(file, array)
-        temporary.replace(copy)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with whole_file(copy) as temporary:
+        np.save(temporary, array)
+    facts = json.loads(json.dumps(facts))  # as they will be read
+    _write_facts(copy, facts, zlib.crc32(array.data))
     prefix, _, state = copy.stem.rpartition("_")
     for former in copy.parent.glob(f"{prefix}_*"):
         if former.stem != f"{prefix}_{state}":
             former.unlink(missing_ok=True)
-    return about
+    return _found(facts)
 
 
-def copy_name(path: str, spacing: Sequence[float]) -> Path:
-    """Where a scan's copy lies in the cache: named by file path and spacing, then by the file's size and time."""
+def find_copy(copy: Path) -> Found | None:
+    """What is known of a copy; None where it is missing, not whole, or not what was written.
+
+    A copy that changed since its checksum was last seen to be right, by its size and times, is read to its end.
+    """
+    try:
+        known = read_json(copy.with_suffix(".json"), dict)
+        facts, array = known["facts"], np.load(copy, mmap_mode="r", allow_pickle=False)
+        if list(array.shape) != facts["shape"] or str(array.dtype) != facts["dtype"]:
+            return None
+        if known["checked"] != _state(copy):
+            if known["checksum"] != zlib.crc32(array.data):
+                return None
+            with suppress(OSError):  # the cache may be another user's
+                _write_facts(copy, facts, known["checksum"])
+        return _found(facts)
+    except (OSError, EOFError, ValueError, LookupError, TypeError):
+        return None
+
+
+def _found(facts: dict[str, Any]) -> Found:
+    affine, source_affine = (np.array(facts[name], np.float64).reshape(4, 4) for name in ("affine", "source_affine"))
+    return Found(Grid(tuple(facts["shape"]), affine, source_affine), np.dtype(facts["dtype"]), list(facts["warnings"]))
+
+
+def _write_facts(copy: Path, facts: dict[str, Any], checksum: int) -> None:
+    known = {"facts": facts, "checksum": checksum, "checked": _state(copy)}
+    write_text(copy.with_suffix(".json"), json.dumps(known, indent=1))
+
+
+def _state(copy: Path) -> list[int]:
+    """What no program can change without leaving a trace: size, times of content and of the file's entry."""
+    stat = copy.stat()
+    return [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns]
+
+
+def copy_name(path: str, spacing: Sequence[float], nonfinite_share: float) -> Path:
+    """Where a scan's copy lies in the cache: named by file path and settings, then by the files' sizes and times."""
     try:
         state = [(part.name, part.stat().st_size, part.stat().st_mtime_ns) for part in volume_files(path)]
     except OSError as error:
         raise VolumeError(path, f"cannot be read ({error})") from error
     which, when = (
         hashlib.sha256(repr(key).encode()).hexdigest()[:16]
-        for key in ((os.path.abspath(path), tuple(spacing), FORMAT), state)
+        for key in ((os.path.abspath(path), tuple(spacing), nonfinite_share, FORMAT), state)
     )
     return Path(which[:2]) / f"{which}_{when}.npy"
 
@@ -226,6 +265,7 @@ def prepare_volumes(
     report_file: str,
     max_unreadable_share: float,
     num_workers: int,
+    nonfinite_share: float = 0.01,
     left_out: Sequence[tuple[str, str]] = (),
 ) -> VolumeStore:
     """One pass over all scans of the cases before a run: each is read, checked and, with a cache, copied once.
@@ -236,7 +276,7 @@ def prepare_volumes(
 
     Args:
         cases: see :mod:`digar.data.sources`; a path that occurs twice is prepared once.
-        spacing, cache_dir, in_channels: see :class:`VolumeStore`.
+        spacing, cache_dir, in_channels, nonfinite_share: see :class:`VolumeStore`.
         report_file: a CSV of path and reason, written in any case.
         max_unreadable_share: the run stops where more than this share of the scans cannot be used.
         num_workers: threads.
@@ -245,10 +285,13 @@ def prepare_volumes(
     Raises:
         ValueError: too large a share cannot be used; names the report and the first reason.
     """
-    store = VolumeStore(spacing, cache_dir, in_channels)
+    workers = max(num_workers, 1)
+    store = VolumeStore(spacing, cache_dir, in_channels, nonfinite_share, memory_share=1 / workers)
     paths = list(dict.fromkeys(path for case in cases for path in case_files(case)))
-    rank, processes = (dist.get_rank(), dist.get_world_size()) if _distributed() else (0, 1)
+    rank, processes = idist.get_rank(), idist.get_world_size()
     order = [paths[i] for first in range(processes) for i in range((rank + first) % processes, len(paths), processes)]
+    for folder in sorted(store.cache_dir.glob("??")) if store.cache_dir else ():
+        remove_leftovers(folder)
 
     def attempt(path: str) -> VolumeError | None:
         try:
@@ -257,13 +300,14 @@ def prepare_volumes(
             return error
         return None
 
-    with ThreadPool(max(num_workers, 1)) as pool:
+    with ThreadPool(workers) as pool:
         bar = tqdm(pool.imap(attempt, order), total=len(order), desc="preparing scans", unit="scan", disable=rank > 0)
-        problems = {error.path: error.reason for error in bar if error is not None}
+        errors = [error for error in bar if error is not None]
+    store.reader.memory_share = 1.0
+    retried = [attempt(e.path) if isinstance(e, TooLargeError) else e for e in errors]  # alone it may find room
+    problems = {error.path: error.reason for error in retried if error is not None}
     if processes > 1:  # what one process could not read, all leave out
-        gathered: list[dict[str, str]] = [{}] * processes
-        dist.all_gather_object(gathered, problems)
-        problems = {path: reason for part in gathered for path, reason in part.items()}
+        problems = {path: reason for part in idist.all_gather(problems) for path, reason in part.items()}
     for path in problems:
         store.grids.pop(path, None)
     rows = [(path, problems[path]) for path in paths if path in problems]
@@ -291,29 +335,15 @@ def grids_differ(case: Case, store: VolumeStore) -> str | None:
     files = case_files(case)
     if len(files) == 1 or not all(path in store for path in files):
         return None
-    first = store.grids[files[0]]
-    corner = np.array([*first.shape[1:], 1])
-    for path in files[1:]:
-        grid = store.grids[path]
-        apart = max(np.abs((grid.affine - first.affine) @ point)[:3].max() for point in (corner, [0, 0, 0, 1]))
-        if grid.shape != first.shape or apart > GRID_TOLERANCE_MM:
-            return f"its study is left out: {path} lies on another grid; register and resample it to this scan"
+    first, *others = (_header(path, store.grids[path]) for path in files)
+    for other in others:
+        try:
+            refuse_other_grid(other, first, "the first of its study,", "register and resample it to that grid")
+        except VolumeError as error:
+            return f"its study is left out: {error}"
     return None
 
 
-def _about(copy: Path) -> dict[str, Any] | None:
-    """What is known of a copy; None where it is missing or not whole."""
-    try:
-        about = json.loads(copy.with_suffix(".json").read_text(encoding="utf-8"))
-        array = np.load(copy, mmap_mode="r", allow_pickle=False)  # refuses a file shorter than its header says
-    except (OSError, ValueError):
-        return None
-    return about if list(array.shape) == about["shape"] and str(array.dtype) == about["dtype"] else None
-
-
-def _array(affine: Any) -> np.ndarray:
-    return np.asarray(affine, dtype=np.float64)
-
-
-def _distributed() -> bool:
-    return dist.is_available() and dist.is_initialized()
+def _header(path: str, grid: Grid) -> Header:
+    channels, x, y, z = grid.shape
+    return Header(path, (x, y, z), channels, grid.affine, np.dtype(np.float32))

@@ -23,7 +23,7 @@ def write_mask(
         path: ``.nii.gz`` or ``.nii``.
         mask: ``(X, Y, Z)`` or ``(X, Y, Z, T)``, of integers.
         affine: of the image, voxel to RAS mm.
-        placement: of a NIfTI image, see :class:`digar.volumes.nifti.NiftiHeader`.
+        placement: of a NIfTI image, see :class:`digar.volumes.header.Header`.
 
     Raises:
         OSError: the mask cannot be written.
