@@ -257,7 +257,7 @@ def test_a_commands_log_file_holds_the_traceback_and_what_was_logged(restored_ho
     explain_error(type(error), error, error.__traceback__)
     root.handlers[-1].close()
     written = (tmp_path / "run/log.txt").read_text()
-    assert "WARNING digar: a slice is missing" in written
+    assert "WARNING - a slice is missing" in written
     assert "ZeroDivisionError: division by zero" in written
     assert "resuming" not in written
 

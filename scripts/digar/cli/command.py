@@ -5,6 +5,7 @@ import inspect
 import logging
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,7 +19,8 @@ from digar.cli.errors import explain_error
 from digar.training.tracking import disable_telemetry
 
 SOME_FAILED = 3  # exit code
-LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"  # as in configs/logging.conf
+LOG_FORMAT = "%(asctime)s - %(levelname)s - %(message)s"  # as in configs/logging.conf, and MONAI's own
+CHATTER = ("Engine run ", "nvImageCodec is not available")  # beginnings of what every run would say
 
 
 def is_bundle_command(arguments: Sequence[str]) -> bool:
@@ -48,6 +50,7 @@ def prepare_command(output_dir: str | Path | None = None) -> None:
     if not is_command(sys.argv):
         return
     sys.excepthook = explain_error
+    warnings.filterwarnings("ignore", message="NvImgCodecPydicomReader")
     logging.getLogger().handlers[:] = [_without_chatter(handler) for handler in logging.getLogger().handlers]
     if output_dir is not None:
         keep_log(Path(output_dir))
@@ -66,8 +69,10 @@ def keep_log(folder: Path) -> None:
 
 
 def _without_chatter(handler: logging.Handler) -> logging.Handler:
-    """Leave out what an engine says of a run that begins where every run begins."""
-    handler.addFilter(lambda record: not str(record.msg).startswith("Engine run resuming from iteration"))
+    """Leave out what says nothing: that an engine begins and ends, and which optional readers are not installed."""
+    handler.addFilter(
+        lambda record: not record.getMessage().startswith(CHATTER) and not record.name.endswith(".FolderEvaluator")
+    )
     return handler
 
 
