@@ -1,4 +1,4 @@
-"""The example of the brief: both models with dilated attention and a gate of their own, built, run and described.
+"""Both models with dilated attention and a gate of their own, built, run and described.
 
 python -m examples.build_models
 python -m examples.build_models --size tiny --image 64 --finetune-image 32

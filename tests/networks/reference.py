@@ -116,7 +116,7 @@ def attention_layer(
     """One attention layer on the tokens of one sample, projections and gate included.
 
     ``weights`` has the names of the layer's state dict. The branches are blended after their output projections, as in
-    the brief's formula, for shared projections as well.
+    AR-SSL4M-DEMO's formula, for shared projections as well.
     """
 
     def branch_output(name: str, prefix_of_names: str) -> Matrix:

@@ -53,7 +53,7 @@ def network_arguments(config: dict) -> dict:
         "attention": "full+sequence" if dilated else "none",
         "projections": "separate" if dilated else "shared",
         "gate_learnable": False,
-        "mask_penalty": 1.0 if dilated else math.inf,  # the brief's code adds its Boolean mask
+        "mask_penalty": 1.0 if dilated else math.inf,  # AR-SSL4M-DEMO adds its Boolean mask
         "position": "learned" if config["pos_type"] == "learnable" else "sincos",
     }
 

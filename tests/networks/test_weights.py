@@ -30,7 +30,7 @@ Weights = dict[str, Tensor]
 
 
 def published(separate: bool = False, learned: bool = False, decoder: bool = True, share: float = 0.25) -> Weights:
-    """A pretraining state dict under the names of AR-SSL4M; ``separate``: of the brief's code."""
+    """A pretraining state dict under the names of AR-SSL4M; ``separate``: of AR-SSL4M-DEMO."""
     torch.manual_seed(0)
     weights = {
         "embed_tokens.weight": torch.randn(4, HIDDEN),

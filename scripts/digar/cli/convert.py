@@ -1,4 +1,4 @@
-"""Convert a checkpoint of AR-SSL4M, or of the brief's code, to this bundle's names, and say what was done.
+"""Convert a checkpoint of AR-SSL4M, or of AR-SSL4M-DEMO, to this bundle's names, and say what was done.
 
 python -m digar.cli.convert CHECKPOINT OUTPUT
 
@@ -63,7 +63,7 @@ def convert(checkpoint: str | Path, output: str | Path) -> list[str]:
     weights = read_checkpoint(checkpoint)
     if not is_published(weights):
         raise ValueError(
-            f"{checkpoint} holds no weights of AR-SSL4M or of the brief's code: their layers are named "
+            f"{checkpoint} holds no weights of AR-SSL4M or of AR-SSL4M-DEMO: their layers are named "
             f"self_attn.q_proj, this file begins with {', '.join(list(weights)[:3])}"
         )
     if Path(output).exists():

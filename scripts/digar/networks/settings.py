@@ -57,7 +57,7 @@ class BackboneSettings:
             block's input and its output (Chen et al., Training deep nets with sublinear memory cost, 2016).
         token_order: ``raster`` (last axis fastest), or ``volume``: the four parts of a sequence, along z, one after
             another, raster within each; for pretraining. Groups of ``grid`` and ``local`` are the same in either.
-        mask_penalty: what the score of a forbidden pair loses. The brief's published code adds its Boolean mask to the
+        mask_penalty: what the score of a forbidden pair loses. AR-SSL4M-DEMO adds its Boolean mask to the
             scores (1 where allowed, 0 where not), so that a forbidden pair loses 1 and nothing is hidden:
             ``mask_penalty=1`` computes what it computes. Not for training: the targets leak.
 

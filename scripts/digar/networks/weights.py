@@ -90,12 +90,12 @@ def refuse_nonfinite(weights: Weights, path: str | Path) -> None:
 
 
 def is_published(weights: Weights) -> bool:
-    """Whether the names are those of AR-SSL4M or of the brief's code."""
+    """Whether the names are those of AR-SSL4M or of AR-SSL4M-DEMO."""
     return any(name.endswith("self_attn.q_proj.weight") for name in weights)
 
 
 def convert_published(weights: Weights) -> tuple[Weights, list[str]]:
-    """AR-SSL4M's (or the brief's) weights under this bundle's names.
+    """AR-SSL4M's (or AR-SSL4M-DEMO's) weights under this bundle's names.
 
     Renames, joins q, k and v, takes start and end token from rows 1 and 2 of the token embedding (rows 0 and 3 are
     unused), and turns a stored gate share into its logit.

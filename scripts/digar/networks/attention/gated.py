@@ -52,8 +52,8 @@ class GatedAttention(nn.Module):
         mode: one of ``MODES``.
         layout: of the tokens.
         projections: ``shared``: both branches use one q-k-v and one output projection, so that the gate is the only
-            weight beyond plain attention's; ``separate``: the dilated branch has its own, as in the brief's published
-            code (kept to load its weights).
+            weight beyond plain attention's; ``separate``: the dilated branch has its own, as in AR-SSL4M-DEMO
+            (kept to load its weights).
         gate_init, gate_learnable: see :class:`ResidualGate`.
 
     Shapes: tokens and the result are ``(B, S, hidden)``.

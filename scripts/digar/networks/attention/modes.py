@@ -9,7 +9,7 @@ from digar.networks.attention.sequence import SequenceAttention
 
 MODES: dict[str, tuple[Callable[[TokenLayout], Branch], ...]] = {  # one, or an undilated and a dilated one
     "none": (FullAttention,),  # plain attention, as in AR-SSL4M
-    "full+sequence": (FullAttention, SequenceAttention),  # gated: the brief's
+    "full+sequence": (FullAttention, SequenceAttention),  # gated: AR-SSL4M-DEMO's
     "local+grid": (LocalAttention, GridAttention),  # gated: D-Former's two scopes; linear cost
     "local": (LocalAttention,),  # ungated layers, to be used in turn as D-Former does
     "grid": (GridAttention,),

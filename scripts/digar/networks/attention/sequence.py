@@ -1,4 +1,4 @@
-"""Dilation along the sequence (the brief's dilated branch): every r-th position attends every r-th position."""
+"""Dilation along the sequence (AR-SSL4M-DEMO's dilated branch): every r-th position attends every r-th position."""
 
 import torch
 from torch import Tensor, nn
