@@ -7,16 +7,14 @@ from typing import Any
 import numpy as np
 from digar.volumes.pictures import save_figure
 from matplotlib.figure import Figure
-from monai.metrics import compute_roc_auc
-from torch import tensor
 
 from benchmarks.experiments.protocol import Protocol
-from benchmarks.experiments.scores import mean_probabilities, runs_of, tuned_rates
+from benchmarks.experiments.scores import macro_auc, runs_of, tuned_rates
 from benchmarks.experiments.statistics import compare, holm, patient_means
 
 Results = dict[str, dict[str, Any]]
 Table = dict[str, Any]
-MEASURE = {"segmentation": "mean Dice", "classification": "accuracy"}
+MEASURE = {"segmentation": "mean Dice", "classification": "accuracy", "features": "accuracy"}
 
 
 def tables(protocol: Protocol, results: Results) -> dict[str, Table]:
@@ -30,6 +28,8 @@ def tables(protocol: Protocol, results: Results) -> dict[str, Table]:
         writers["rates"] = rates_table
     if protocol.pretraining:
         writers["pretraining"] = pretraining_table
+    if protocol.task == "features":
+        writers["layers"] = layers_table
     if protocol.identity_test:
         writers["identity"] = identity_table
     return {name: write(protocol, results) for name, write in writers.items()}
@@ -113,15 +113,18 @@ def scores_table(protocol: Protocol, results: Results) -> Table:
         per_run = [np.mean(list(run.values())) for run in runs.values()]
         spread = f"{np.std(per_run, ddof=1):.3f}" if len(per_run) > 1 else None
         row = [labels_text(labels), arm, f"{np.mean(per_patient):.3f}", spread, f"{min(per_patient):.3f}"]
-        if protocol.task == "classification":
+        if protocol.task != "segmentation":
             row[-1] = f"{np.mean([macro_auc(result['scores']) for result in own]):.3f}"
         else:
             row.append(" ".join(f"{dice:.3f}" for dice in label_means(own).values()))
-        row += [f"{len(runs)} of {planned_runs(protocol, arm, labels)}", f"{own[0]['rate']:g}", own[0]["steps"]]
-        rows.append([*row, f"{own[0]['parameters'] / 1e6:.2f}"])
+        row.append(f"{len(runs)} of {planned_runs(protocol, arm, labels)}")
+        if protocol.task != "features":
+            row += [f"{own[0]['rate']:g}", own[0]["steps"], f"{own[0]['parameters'] / 1e6:.2f}"]
+        rows.append(row)
     inner = ["worst patient", "by label"] if protocol.task == "segmentation" else ["AUC"]
     columns = ["labels", "arm", MEASURE[protocol.task], "deviation over runs", *inner]
-    return {"columns": [*columns, "runs", "rate", "steps", "million weights"], "rows": rows}
+    trained = ["rate", "steps", "million weights"] if protocol.task != "features" else []
+    return {"columns": [*columns, "runs", *trained], "rows": rows}
 
 
 def label_means(results: list[dict[str, Any]]) -> dict[str, float]:
@@ -132,20 +135,6 @@ def label_means(results: list[dict[str, Any]]) -> dict[str, float]:
             if row["dice"] is not None:
                 found.setdefault(row["label"], []).append(row["dice"])
     return {label: float(np.mean(values)) for label, values in found.items()}
-
-
-def macro_auc(rows: list[dict[str, Any]]) -> float:
-    """The mean over the classes of each one's AUC against the others, by patient; of two classes it is the AUC."""
-    by_patient: dict[str, list[dict[str, Any]]] = {}
-    for row in rows:
-        by_patient.setdefault(row["patient"], []).append(row)
-    probabilities = [mean_probabilities(own) for own in by_patient.values()]
-    truth = [own[0]["class"] for own in by_patient.values()]
-    aucs = [
-        compute_roc_auc(tensor([p[name] for p in probabilities]), tensor([float(c == name) for c in truth]))
-        for name in sorted(set(truth))
-    ]
-    return float(np.mean(aucs))
 
 
 def rates_table(protocol: Protocol, results: Results) -> Table:
@@ -173,6 +162,20 @@ def pretraining_table(protocol: Protocol, results: Results) -> Table:
             ends = [f"{losses[len(losses) // 2 - 1]:.4f}", f"{min(losses):.4f}"]
             rows.append([name, result["volumes"], result["steps"], minutes, *ends])
     columns = ["pretraining", "volumes", "steps", "core minutes", "held-out loss at half", "at its best"]
+    return {"columns": columns, "rows": rows}
+
+
+def layers_table(protocol: Protocol, results: Results) -> Table:
+    """The AUC of each layer's features, averaged over the runs, and which layers the tuning patients chose."""
+    rows, layers = [], 0
+    for arm, labels in arms_and_labels(protocol):
+        own = [r for r in results.values() if (r["kind"], r["arm"], r.get("labels")) == ("run", arm, labels)]
+        if own:
+            aucs = np.mean([result["auc_by_layer"] for result in own], axis=0)
+            layers = len(aucs)
+            chosen = " ".join(str(result["layer"]) for result in own)
+            rows.append([labels_text(labels), arm, *(f"{auc:.3f}" for auc in aucs), chosen])
+    columns = ["labels", "arm", *(f"AUC, layer {number + 1}" for number in range(layers)), "chosen in tuning"]
     return {"columns": columns, "rows": rows}
 
 

@@ -10,7 +10,12 @@ from typing import Any
 import yaml
 
 PROTOCOLS = Path(__file__).parent / "protocols"
-TASKS = ("segmentation", "classification")
+TASKS = ("segmentation", "classification", "features")
+
+
+def slug(text: str) -> str:
+    """A text as part of a file's name."""
+    return re.sub(r"[^\w.-]+", "-", text)
 
 
 @dataclass(frozen=True)
@@ -93,7 +98,7 @@ class Job:
         if self.kind != "pretraining":
             words += ["all" if self.labels is None else str(self.labels), f"draw{self.draw}", f"seed{self.seed}"]
         words += [] if self.rate is None else [f"rate{self.rate:g}"]
-        return "_".join(re.sub(r"[^\w.-]+", "-", word) for word in words)
+        return "_".join(slug(word) for word in words)
 
 
 @dataclass(frozen=True)
@@ -104,7 +109,7 @@ class Protocol:
         name: of the file, without its ending.
         title, question, expected, stop, chosen: for the page: what is asked, the effect that is expected, when to stop
             spending on it, and why the sizes are what they are.
-        task: ``segmentation`` or ``classification``.
+        task: ``segmentation``, ``classification``, or ``features``: classification by frozen features.
         data: path of the data within the folder of all data.
         table: a file of ``data`` with the columns ``file``, ``class`` and ``patient``; without it each case is a
             patient.

@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from monai.metrics import compute_roc_auc
+from torch import tensor
 
 from benchmarks.experiments.protocol import Job, Protocol
 from benchmarks.experiments.statistics import Scores
@@ -49,6 +51,20 @@ def mean_probabilities(rows: Sequence[Row]) -> dict[str, float]:
     """Each class's probability, averaged over a patient's volumes."""
     classes = [key for key in rows[0] if key not in ("case", "class", "patient")]
     return {name: float(np.mean([row[name] for row in rows])) for name in classes}
+
+
+def macro_auc(rows: list[dict[str, Any]]) -> float:
+    """The mean over the classes of each one's AUC against the others, by patient; of two classes it is the AUC."""
+    by_patient: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        by_patient.setdefault(row["patient"], []).append(row)
+    probabilities = [mean_probabilities(own) for own in by_patient.values()]
+    truth = [own[0]["class"] for own in by_patient.values()]
+    aucs = [
+        compute_roc_auc(tensor([p[name] for p in probabilities]), tensor([float(c == name) for c in truth]))
+        for name in sorted(set(truth))
+    ]
+    return float(np.mean(aucs))
 
 
 def runs_of(results: dict[str, dict[str, Any]], arm: str, labels: int | None, key: str = "scores") -> Scores:

@@ -5,23 +5,31 @@ import math
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import nibabel as nib
 import numpy as np
 import torch
+from digar.data.classified import classified_cases
 from digar.data.datalists import scans
+from digar.networks import ClassificationNetwork
+from digar.networks.weights import load_pretrained
+from digar.volumes.files import whole_file
 from monai.bundle import ConfigWorkflow
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 
+from benchmarks.experiments.features import features, probe
 from benchmarks.experiments.patients import Case, Parts, draw_labelled, read_cases, split_patients
-from benchmarks.experiments.protocol import Job, Protocol
-from benchmarks.experiments.scores import best_rate
+from benchmarks.experiments.protocol import Job, Protocol, slug
+from benchmarks.experiments.scores import best_rate, macro_auc
 from benchmarks.measure import machine_facts
 
 ROOT = Path(__file__).resolve().parents[2]
 CURVE_POINTS = 40
+PROBED = ("patch_size", "attention", "in_channels", "num_classes")  # what decides a frozen backbone
 KEPT_FIELDS = ("dice", "hd95_mm", "volume_ml", "true_volume_ml")  # of the evaluation's cases.csv
 
 
@@ -56,10 +64,11 @@ def training_ids(
     arm = protocol.arms[job.arm]
     rate = job.rate if job.rate is not None else best_rate(protocol, job.arm, state)
     steps = arm.steps or protocol.steps
+    classified = protocol.task == "classification"
     ids = {
         **protocol.ids,
         **arm.ids,
-        "dataset_dir": str(data / protocol.data),
+        "dataset_dir": str(data / protocol.data / (protocol.table or "") if classified else data / protocol.data),
         "num_workers": 0,
         "learning_rate": rate,
         "seed": 100 * job.draw + job.seed,
@@ -70,7 +79,7 @@ def training_ids(
     if arm.pretrained:
         ids["pretrained"] = str(state / Job("pretraining", arm.pretrained).name / "pretrained.pt")
     labelled = draw_labelled(cases, parts.learn, job.labels, 0 if protocol.split.folds else job.draw)
-    if protocol.task == "segmentation":
+    if not classified:
         chosen = {"train#dataset#data": files_of(cases, labelled), "validate#dataset#data": []}
         return ids | chosen  # never validated: the last weights are scored
     named = {"_target_": "benchmarks.experiments.workflows.named", "cases": "@cases"}
@@ -132,6 +141,60 @@ def pretrain(protocol: Protocol, job: Job, cases: Sequence[Case], state: Path, d
         "train_loss": curve(folder / "tensorboard", "train_loss"),
         "val_loss": curve(folder / "tensorboard", "val_loss"),
     }
+
+
+def probe_features(protocol: Protocol, job: Job, cases: Sequence[Case], state: Path, data: Path) -> dict[str, Any]:
+    """Classify by frozen features, a layer at a time; the layer is chosen on the tuning patients, all are told."""
+    arm = protocol.arms[job.arm]
+    ids = {**protocol.ids, **arm.ids}
+    parts = split_patients(cases, protocol.split, job.draw if protocol.split.folds else 0)
+    learned = draw_labelled(cases, parts.learn, job.labels, 0 if protocol.split.folds else job.draw)
+    torch.manual_seed(job.seed)
+    network = ClassificationNetwork(
+        **{name: ids[name] for name in PROBED}, image_size=ids["roi_size"], size=ids["network_size"]
+    )
+    weights = state / Job("pretraining", arm.pretrained).name / "pretrained.pt" if arm.pretrained else None
+    load_pretrained(network, weights)
+    cache = state / "features" / f"{slug(job.arm)}_seed{job.seed}.npy"
+    found = features(network.backbone, [case.files["image"] for case in cases], ids["spacing"], cache)
+    groups = sorted({case.group for case in cases})
+    classes = [groups.index(case.group) for case in cases]
+    learn, tune, scored = (
+        [number for number, case in enumerate(cases) if case.patient in set(chosen)]
+        for chosen in (learned, parts.tune, parts.score)
+    )
+    layers = [probe(found[:, layer], classes, learn, tune, len(groups)) for layer in range(found.shape[1])]
+    rows = [
+        [
+            {"patient": cases[i].patient, "case": cases[i].name, "class": cases[i].group}
+            | {name: round(float(p), 4) for name, p in zip(groups, probabilities[i], strict=True)}
+            for i in scored
+        ]
+        for probabilities, _ in layers
+    ]
+    losses = [loss for _, loss in layers]
+    best = int(np.argmin(losses))
+    return {
+        "settings": ids,
+        "pretrained": arm.pretrained,
+        "learned_from": len(learned),
+        "tuning_log_loss": [round(loss, 4) for loss in losses],
+        "layer": best + 1,
+        "auc_by_layer": [round(macro_auc(own), 4) for own in rows],
+        "scores": rows[best],
+    }
+
+
+def unpack(protocol: Protocol, cases: Sequence[Case], state: Path, data: Path) -> list[Case]:
+    """The volumes of an archive as files of 1 mm voxels, which pretraining and features read."""
+    found = classified_cases(data / protocol.data, protocol.ids["classes"], 0.0, 0)
+    volumes = {case["name"]: case["image"] for case in found}
+    for name, voxels in volumes.items():
+        file = state / "volumes" / f"{name}.nii.gz"
+        if not file.is_file():
+            with whole_file(file) as temporary:
+                nib.save(nib.Nifti1Image(np.asarray(voxels, np.uint8), np.eye(4)), temporary)
+    return [replace(c, files={"image": str(state / "volumes" / f"{c.name}.nii.gz")}) for c in cases]
 
 
 def train_and_score(protocol: Protocol, job: Job, cases: Sequence[Case], state: Path, data: Path) -> dict[str, Any]:
@@ -211,11 +274,16 @@ def curve(folder: Path, tag: str) -> list[list[float]]:
     return [[step, round(loss, 5)] for step, loss in means if math.isfinite(loss)]
 
 
+WORK = {"segmentation": train_and_score, "classification": train_and_score, "features": probe_features}
+
+
 def execute(protocol: Protocol, job: Job, state: Path, data: Path) -> dict[str, Any]:
     """Do a job and tell its result, with everything that a reader needs to judge or to repeat it."""
     torch.set_num_threads(1)
     cases = read_cases(protocol, data)
-    work = pretrain if job.kind == "pretraining" else train_and_score
+    if protocol.split.given:
+        cases = unpack(protocol, cases, state, data)
+    work = pretrain if job.kind == "pretraining" else WORK[protocol.task]
     result = work(protocol, job, cases, state, data)
     facts = machine_facts("cpu")
     described = {"experiment": protocol.name, "job": job.name, "kind": job.kind, "arm": job.arm}

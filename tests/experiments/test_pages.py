@@ -5,9 +5,9 @@ from typing import Any
 import pytest
 import yaml
 
-from benchmarks.experiments.pages import draw_figures, macro_auc, tables
+from benchmarks.experiments.pages import draw_figures, tables
 from benchmarks.experiments.protocol import read_protocol
-from benchmarks.experiments.scores import patient_scores
+from benchmarks.experiments.scores import macro_auc, patient_scores
 from tests.experiments.test_runs import PLAN
 
 

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -129,3 +130,48 @@ def test_collecting_copies_results_alone(tmp_path, monkeypatch) -> None:
     assert command.main(["collect", "--state", str(tmp_path / "state")]) == 0
     copied = [file.relative_to(tmp_path / "committed") for file in (tmp_path / "committed").rglob("*.*")]
     assert copied == [Path("acdc_few_labels/run_a.json")]
+
+
+@pytest.fixture(scope="module")
+def archive(tmp_path_factory) -> Path:
+    """A small archive of bright and dark boxes: the folder of all data."""
+    folder = tmp_path_factory.mktemp("data")
+    generator = np.random.default_rng(0)
+    arrays = {}
+    for part, number in (("train", 8), ("val", 4), ("test", 4)):
+        labels = np.arange(number) % 2
+        images = generator.integers(0, 20, (number, 8, 8, 8)) + 200 * (
+            labels[:, None, None, None] * np.eye(8)[None, None]
+        )
+        arrays |= {f"{part}_images": images.astype(np.uint8), f"{part}_labels": labels[:, None].astype(np.uint8)}
+    np.savez(folder / "boxes.npz", **arrays)
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("task_name", ["classification", "features"])
+def test_volumes_with_a_class_are_classified_by_training_or_by_frozen_features(archive, tmp_path, task_name) -> None:
+    sizes = {"network_size": SIZES["network_size"], "patch_size": 4, "attention": "none"}
+    pretraining = {
+        "config": ["configs/pretrain.yaml", "benchmarks/masked.yaml"], "steps": 2,
+        "ids": {**sizes, "spacing": [1.0] * 3, "sample_size": [8] * 3, "batch_size": 2, "samples_per_epoch": 2},
+    }  # fmt: skip
+    ids = {"classes": ["0", "1"], "roi_size": [8] * 3, "in_channels": 1, **sizes}
+    ids |= {"batch_size": 2} if task_name == "classification" else {"num_classes": 2, "spacing": [1.0] * 3}
+    plan = {
+        **PLAN, "task": task_name, "data": "boxes.npz", "split": {"given": True}, "rates": [1.0e-3], "ids": ids,
+        "config": ["configs/train.json", "configs/classify.json"], "evaluate": ["configs/evaluate_classes.json"],
+        "pretraining": {"masked": pretraining}, "arms": {"masked": {"ids": {}, "pretrained": "masked"}},
+        "runs": [{"labels": 4, "arms": ["masked"]}], "main": [], "identity_test": False, "tuned_with": None,
+    }  # fmt: skip
+    (tmp_path / "plan.yaml").write_text(yaml.safe_dump(plan))
+    options = ["--protocols", str(tmp_path), "--data", str(archive), "--state", str(tmp_path / "state")]
+    for job in protocol.read_protocol("plan", tmp_path).jobs:
+        assert command.main(["job", "plan", job, *options]) == 0
+    results = scores.read_results(tmp_path / "state/plan/results")
+    assert len(results["pretraining_masked"]["val_loss"]) == 2
+    run = results["run_masked_4_draw0_seed0"]
+    assert sorted(row["patient"] for row in run["scores"]) == [f"test_{number:04d}" for number in range(4)]
+    assert all(row["0"] + row["1"] == pytest.approx(1, abs=1e-3) for row in run["scores"])
+    if task_name == "features":
+        assert len(run["auc_by_layer"]) == SIZES["network_size"]["num_layers"]
