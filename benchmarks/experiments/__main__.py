@@ -12,8 +12,8 @@ from digar.volumes.files import whole_file
 
 from benchmarks.experiments import __doc__ as description
 from benchmarks.experiments.protocol import PROTOCOLS, Job, names, read_protocol
-from benchmarks.experiments.scheduler import Queue, sole
-from benchmarks.experiments.scores import RESULTS, result_file
+from benchmarks.experiments.scheduler import Queue, result_file, sole
+from benchmarks.experiments.scores import RESULTS
 from benchmarks.experiments.workflows import execute
 
 RUNNING_ELSEWHERE = 75  # exit code

@@ -11,10 +11,14 @@ from pathlib import Path
 from types import FrameType
 
 from benchmarks.experiments.protocol import Job
-from benchmarks.experiments.scores import result_file
 
 logger = logging.getLogger(__name__)
 POLL_SECONDS = 1.0
+
+
+def result_file(state: Path, job: str) -> Path:
+    """Where a job's result stands."""
+    return state / "results" / f"{job}.json"
 
 
 @contextmanager

@@ -16,11 +16,6 @@ Row = dict[str, Any]
 RESULTS = Path(__file__).parents[2] / "docs/experiments/data"  # committed, a folder for each experiment
 
 
-def result_file(state: Path, job: str) -> Path:
-    """Where a job's result stands."""
-    return state / "results" / f"{job}.json"
-
-
 def read_results(folder: Path) -> dict[str, dict[str, Any]]:
     """All results of a folder, by the name of the job."""
     return {file.stem: json.loads(file.read_text(encoding="utf-8")) for file in sorted(folder.glob("*.json"))}

@@ -1,16 +1,17 @@
 """The queue: order, needs, resuming, failures."""
 
 import os
-import signal
 import subprocess
 import sys
-import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 from benchmarks.experiments.protocol import Job
-from benchmarks.experiments.scheduler import Queue, sole
-from benchmarks.experiments.scores import result_file
+from benchmarks.experiments.scheduler import Queue, result_file, sole
+from tests import conftest
 
 WRITE = (
     "import pathlib, sys, time; r = pathlib.Path(sys.argv[1]); r.parent.mkdir(parents=True, exist_ok=True);"
@@ -49,16 +50,35 @@ def test_a_failure_stops_what_needs_it_alone_and_is_tried_again_the_next_time(tm
     assert order(tmp_path)[1:] == ["pretraining_broken", "run_after_all_draw0_seed0"]
 
 
-def test_told_to_stop_the_queue_stops_its_jobs_and_goes_on_later(tmp_path) -> None:
+@pytest.fixture
+def script(tmp_path) -> Callable[[str], subprocess.Popen]:
+    """Starts a program of a few lines beside the test, on this test's folder."""
+
+    def begin(lines: str) -> subprocess.Popen:
+        file = tmp_path / "program.py"
+        file.write_text(f"import sys, time\nfrom pathlib import Path\nfolder = Path(sys.argv[1])\n{lines}")
+        path = os.pathsep.join([str(conftest.ROOT / "scripts"), str(conftest.ROOT)])
+        environment = {**os.environ, "PYTHONPATH": path}
+        return subprocess.Popen([sys.executable, str(file), str(tmp_path)], env=environment, stdout=subprocess.PIPE)
+
+    return begin
+
+
+def test_told_to_stop_the_queue_stops_its_jobs_and_goes_on_later(tmp_path, script) -> None:
     jobs = [(tmp_path, Job("run", name)) for name in ("a", "b")]
-
-    def stop() -> None:
-        while not (tmp_path / "order").is_file():
-            time.sleep(0.05)
-        os.kill(os.getpid(), signal.SIGTERM)
-
-    threading.Thread(target=stop).start()
-    assert Queue(jobs, lambda state, job: start(state, job, 60), workers=1).run() == []
+    process = script(
+        "from benchmarks.experiments.protocol import Job\n"
+        "from benchmarks.experiments.scheduler import Queue, result_file\n"
+        "jobs = [(folder, Job('run', name)) for name in ('a', 'b')]\n"
+        "def start(state, job):\n"
+        f"    return [sys.executable, '-c', {WRITE!r}, str(result_file(state, job.name)), '600']\n"
+        "sys.exit(Queue(jobs, start, workers=1).run() != [])"
+    )
+    while not (tmp_path / "order").is_file():
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.terminate()
+    assert process.wait() == 0
     assert order(tmp_path) == ["run_a_all_draw0_seed0"]
     assert not list(tmp_path.glob("results/*"))
     assert Queue(jobs, start, workers=1).run() == []
@@ -73,12 +93,11 @@ def test_a_job_that_another_process_works_on_is_left_to_it(tmp_path) -> None:
     assert not result_file(tmp_path, job.name).is_file()
 
 
-def test_a_killed_process_lets_go_of_its_job(tmp_path) -> None:
-    hold = (
-        "import pathlib, sys, time; from benchmarks.experiments.scheduler import sole\n"
-        "with sole(pathlib.Path(sys.argv[1])): print('held', flush=True); time.sleep(60)"
+def test_a_killed_process_lets_go_of_its_job(tmp_path, script) -> None:
+    process = script(
+        "from benchmarks.experiments.scheduler import sole\n"
+        "with sole(folder / 'a'):\n    print('held', flush=True)\n    time.sleep(600)"
     )
-    process = subprocess.Popen([sys.executable, "-c", hold, str(tmp_path / "a")], stdout=subprocess.PIPE)
     process.stdout.readline()
     with sole(tmp_path / "a") as free:
         assert not free
