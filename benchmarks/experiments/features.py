@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from digar.data.sequences.crops import CropReader
 from digar.inference.embeddings import sample_windows
 from digar.networks.transformer import Backbone
+from digar.volumes.checks import CheckedReader
 from digar.volumes.files import whole_file
 from digar.volumes.prepared import resampled
 from torch import Tensor
@@ -31,7 +32,8 @@ def features(backbone: Backbone, files: Sequence[str], spacing: Sequence[float],
     if cache.is_file():
         return np.load(cache)
     backbone.eval()
-    found = np.stack([layer_means(backbone, resampled(file, spacing)[0].as_tensor()) for file in files])
+    reader = CheckedReader(backbone.in_channels, spacing)
+    found = np.stack([layer_means(backbone, resampled(file, reader).as_tensor()) for file in files])
     with whole_file(cache) as temporary, temporary.open("wb") as stream:
         np.save(stream, found)
     return found

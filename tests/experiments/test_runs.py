@@ -61,7 +61,8 @@ def finished(task, tmp_path_factory) -> Path:
     environment = {"PYTHONPATH": os.pathsep.join([str(conftest.ROOT / "scripts"), str(conftest.ROOT)])}
     words = [sys.executable, "-m", "benchmarks.experiments", "run", "plan", "--protocols", str(folder)]
     words += ["--data", str(task.parent), "--state", str(folder / "state"), "--workers", "2"]
-    done = subprocess.run(words, env={**os.environ, **environment}, capture_output=True, text=True, check=False)
+    environment = {**os.environ, **environment}
+    done = subprocess.run(words, env=environment, capture_output=True, text=True, check=False, start_new_session=True)
     logs = "\n".join(file.read_text()[-2000:] for file in folder.glob("state/plan/*/log.txt"))
     assert done.returncode == 0, done.stdout + done.stderr + logs
     return folder
