@@ -1,9 +1,6 @@
 """Experiments run the bundle's configs: from the plan to committed numbers, on phantoms."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -53,33 +50,28 @@ PLAN = {
 }  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def finished(task, tmp_path_factory) -> Path:
-    """The state of a small experiment, worked through by the queue: one process per job."""
-    folder = tmp_path_factory.mktemp("experiments")
-    (folder / "plan.yaml").write_text(yaml.safe_dump(PLAN, sort_keys=False))
-    environment = {"PYTHONPATH": os.pathsep.join([str(conftest.ROOT / "scripts"), str(conftest.ROOT)])}
-    words = [sys.executable, "-m", "benchmarks.experiments", "run", "plan", "--protocols", str(folder)]
-    words += ["--data", str(task.parent), "--state", str(folder / "state"), "--workers", "2"]
-    environment = {**os.environ, **environment}
-    done = subprocess.run(words, env=environment, capture_output=True, text=True, check=False, start_new_session=True)
-    logs = "\n".join(file.read_text()[-2000:] for file in folder.glob("state/plan/*/log.txt"))
-    assert done.returncode == 0, done.stdout + done.stderr + logs
-    return folder
+def work_through(folder: Path, data: Path) -> dict[str, dict]:
+    """Do the jobs of ``plan.yaml`` in their order: the results."""
+    options = ["--protocols", str(folder), "--data", str(data), "--state", str(folder / "state")]
+    for job in protocol.read_protocol("plan", folder).jobs:
+        assert command.main(["job", "plan", job, *options]) == 0
+    return scores.read_results(folder / "state/plan/results")
 
 
 @pytest.mark.slow
-def test_every_job_of_a_plan_has_its_result_with_scores_and_settings(finished) -> None:
-    plan = protocol.read_protocol("plan", finished)
-    results = scores.read_results(finished / "state/plan/results")
+def test_every_job_of_a_plan_has_its_result_with_scores_and_settings(task, tmp_path) -> None:
+    (tmp_path / "plan.yaml").write_text(yaml.safe_dump(PLAN, sort_keys=False))
+    results = work_through(tmp_path, task.parent)
+    plan = protocol.read_protocol("plan", tmp_path)
     assert set(results) == set(plan.jobs)
     (pretraining,) = (result for result in results.values() if result["kind"] == "pretraining")
     assert pretraining["volumes"] == 3
     assert [step for step, _ in pretraining["train_loss"]] == [1, 2]
     assert len(pretraining["val_loss"]) == 2
-    best = scores.best_rate(plan, "scratch", finished / "state/plan")
+    best = scores.best_rate(plan, "scratch", tmp_path / "state/plan")
     for result in results.values():
-        assert str(finished) not in json.dumps(result), "a path of this machine"
+        assert str(tmp_path) not in json.dumps(result), "a path of this machine"
+        assert str(task) not in json.dumps(result), "a path of this machine"
         if result["kind"] == "run":
             assert len(result["learned_from"]) == 2
             assert not {row["patient"] for row in result["scores"]} & set(result["learned_from"])
@@ -166,10 +158,7 @@ def test_volumes_with_a_class_are_classified_by_training_or_by_frozen_features(a
         "runs": [{"labels": 4, "arms": ["masked"]}], "main": [], "identity_test": False, "tuned_with": None,
     }  # fmt: skip
     (tmp_path / "plan.yaml").write_text(yaml.safe_dump(plan))
-    options = ["--protocols", str(tmp_path), "--data", str(archive), "--state", str(tmp_path / "state")]
-    for job in protocol.read_protocol("plan", tmp_path).jobs:
-        assert command.main(["job", "plan", job, *options]) == 0
-    results = scores.read_results(tmp_path / "state/plan/results")
+    results = work_through(tmp_path, archive)
     assert len(results["pretraining_masked"]["val_loss"]) == 2
     run = results["run_masked_4_draw0_seed0"]
     assert sorted(row["patient"] for row in run["scores"]) == [f"test_{number:04d}" for number in range(4)]
