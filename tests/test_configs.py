@@ -71,7 +71,7 @@ def test_evaluation_and_inference_bring_volumes_in_and_masks_out_in_one_way():
     """Beyond it inference compares with the training images, takes 4D volumes, and gives labels other numbers."""
     trained, inferred = load("train.json"), load("inference.json")
     loader, *following = inferred["preprocessing"]["transforms"]
-    only = {"volumes_4d", "training_range"}
+    only = {"volumes_4d", "training_range", "out_of_range"}
     common = {name: value for name, value in loader.items() if name not in only}
     assert trained["load"] == {**common, "keys": ["image", "label"]}
     assert trained["preprocessing"]["transforms"] == ["@load", *following]

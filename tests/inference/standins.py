@@ -1,5 +1,6 @@
 """A folder run in a few lines, with networks whose masks are known."""
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,8 @@ from digar.inference.evaluator import FolderEvaluator
 from digar.inference.inputs import find_cases
 from digar.inference.inverting import InvertToMaskd
 from digar.inference.masks import RemapLabelsd
+from digar.inference.pipeline import FolderOptions
+from digar.inference.record import RunRecord
 from digar.inference.windows import WindowInferer
 from digar.volumes.checks import CheckedLoadImaged
 from digar.volumes.grids import WorkingGridd
@@ -20,6 +23,7 @@ from torch import Tensor, nn
 from tests.conftest import ROOT
 
 ROI = (16, 16, 16)
+RANKS = {"rank", "num_processes"}
 LABELS = {1: "right", 2: "front", 3: "top"}
 
 
@@ -30,6 +34,14 @@ class Compass(nn.Module):
         axes = [torch.linspace(-1, 1, n) for n in windows.shape[2:]]
         right, front, top = (place.expand(windows[:, 0].shape) for place in torch.meshgrid(*axes, indexing="ij"))
         return torch.stack([0.3 + 0.2 * windows[:, 0], right, 1.1 * front, 0.9 * top], dim=1)
+
+
+class Slow(Compass):
+    """Takes its time, so that a run can be stopped on the way."""
+
+    def forward(self, windows: Tensor) -> Tensor:
+        time.sleep(0.05)
+        return super().forward(windows)
 
 
 def make_evaluator(images: Path, out: Path, network: nn.Module | None = None, **options: Any) -> FolderEvaluator:
@@ -53,14 +65,10 @@ def make_evaluator(images: Path, out: Path, network: nn.Module | None = None, **
         inferer=options.pop("inferer", None) or WindowInferer(ROI),
         postprocessing=options.pop("postprocessing", None)
         or Compose([InvertToMaskd("pred"), RemapLabelsd("pred", {})]),
-        output_dir=out,
-        weights_file=weights,
-        metadata_file=ROOT / "configs/metadata.json",
-        settings=options.pop("settings", {"spacing": spacing}),
-        labels=LABELS,
-        in_channels=in_channels,
-        num_classes=4,
-        **options,
+        record=RunRecord(
+            out, weights, ROOT / "configs/metadata.json", LABELS, **{k: options.pop(k) for k in RANKS & options.keys()}
+        ),
+        options=FolderOptions(in_channels, num_classes=4, **options),
     )
 
 

@@ -3,8 +3,10 @@
 import dataclasses
 import json
 import os
+import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import nibabel as nib
@@ -12,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from digar.data.task import TrainedWith, write_task
+from digar.inference.description import settings_hash
 from monai.bundle import ConfigParser, ConfigWorkflow
 from monai.transforms import Compose, Invertd, LoadImaged, SaveImaged
 
@@ -78,13 +81,57 @@ def test_every_option_of_the_masks_reaches_them(images, weights, small_overlay, 
         "probabilities": True, "foreground": 0.05,
     }  # fmt: skip
     other = run(images, tmp_path / "other", weights, small_overlay, **options)
-    assert other.evaluator.settings["mirroring"] == [0]
-    assert 40 in other.evaluator.labels
+    assert 40 in other.evaluator.record.labels
     assert 1 not in np.unique(mask_of(tmp_path / "other/ward/0_mask.nii.gz"))
     assert (tmp_path / "other/ward/0_mask_probabilities.npy").is_file()
     assert all(outcome.thumbnail for outcome in plain.evaluator.outcomes)
     assert not any(outcome.thumbnail for outcome in other.evaluator.outcomes)
     assert "jpeg" not in (tmp_path / "other/report.html").read_text()
+
+
+OVERRIDES = {
+    "intensity": {"_target_": "ScaleIntensityd", "keys": "image"},
+    "attention": "none",
+    "dilation": 4,
+    "gate_init": 0.3,
+    "network_def#dropout": 0.1,
+    "overlap": 0.5,
+    "inferer#overlap": 0.5,
+    "mirroring": [0],
+    "foreground": 0.05,
+    "precision": "bfloat16",
+    "spacing": [7.0, 7.0, 7.0],
+    "nonfinite_share": 0.5,
+    "volumes_4d": "each",
+    "preprocessing#transforms#1#spacing": [9.0, 8.0, 8.0],
+    "preprocessing#transforms#0#nonfinite_share": 0.2,
+    "largest_component": True,
+    "label_mapping": {"1": 40},
+    "postprocessing#transforms#2#mapping": {"2": 7},
+    "probabilities": True,
+    "ensemble": ["another"],
+}
+
+
+def resolved(images: Path, overlay: str, weights: str, **options: object) -> str:
+    """The hash of what decides the masks, with these options."""
+    torch.manual_seed(0)
+    config = ConfigParser(ConfigParser.load_config_files([CONFIG, overlay]))
+    config.update({"bundle_root": str(ROOT), "dataset_dir": str(images), "weights_file": weights, **options})
+    return settings_hash(config.get_parsed_content("evaluator").settings)
+
+
+def test_whatever_decides_the_masks_is_hashed_as_resolved(images, weights, small_overlay, tmp_path):
+    def of(**options: object) -> str:
+        return resolved(images, small_overlay, weights, **{"precision": "float32", **options})
+
+    another = tmp_path / "another.pt"
+    torch.save({n: t + 1 for n, t in torch.load(weights, weights_only=True).items()}, another)
+    plain = of()
+    assert of(thumbnails=False, fail_fast=True, output_dir="elsewhere", window_batch=7) == plain
+    hashes = {name: of(**{name: [str(another)] if name == "ensemble" else value}) for name, value in OVERRIDES.items()}
+    assert [name for name, found in hashes.items() if found == plain] == []
+    assert hashes["overlap"] == hashes["inferer#overlap"]
 
 
 def as_monai_label(image: Path, weights: str, overlay: str) -> tuple[torch.Tensor, dict]:
@@ -147,7 +194,10 @@ def test_the_commands_exit_code_tells_all_done_some_failed_or_could_not_run(imag
     done = start(command(images, out, weights, small_overlay))
     assert done.returncode == 0, done.stderr[-3000:]
     (images / "bad.nii").write_text("no image")
-    assert start(command(images, out, weights, small_overlay)).returncode == 3
+    failed = start(command(images, out, weights, small_overlay))
+    assert failed.returncode == 3
+    assert "3 of 4 masks are there already" in failed.stdout  # settings are alike in another process
+    assert re.search(r"3 done, \d with warnings, 1 failed, 0 not run", failed.stdout)
     refused = start(command(tmp_path / "absent", out, weights, small_overlay))
     assert refused.returncode == 1
     assert refused.stderr.strip().splitlines()[-1].endswith("pass --dataset_dir with a folder, file or list")
@@ -163,14 +213,101 @@ def test_two_processes_share_a_folder_without_doing_an_image_twice(images, weigh
     assert result.returncode == 1  # torchrun's own, for 3
     report = json.loads((together / "report.json").read_text())
     assert (report["run"]["done"], report["run"]["failed"], report["run"]["processes"]) == (7, 1, 2)
-    lines = [
-        json.loads(line)["name"]
-        for file in together.glob("journal*.jsonl")
-        for line in file.read_text().splitlines()
-        if line
-    ]
+    lines = [json.loads(line)["name"] for line in journal_lines(together) if line.startswith('{"name"')]
     assert len(list(together.glob("journal*.jsonl"))) == 2
     assert len(lines) == len(set(lines)) == 8
     run(images, alone, weights, small_overlay)
     for mask in alone.rglob("*_mask.nii.gz"):
         np.testing.assert_array_equal(mask_of(mask), mask_of(together / mask.relative_to(alone)))
+
+
+@pytest.mark.slow
+def test_two_commands_at_once_share_a_folder_and_other_settings_are_refused(images, weights, small_overlay, tmp_path):
+    for number in range(3, 12):
+        write_volume(images / f"{number}.nii", blob((30, 30, 30), number))
+    out = tmp_path / "out"
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    words = command(images, out, weights, small_overlay)
+    both = [
+        subprocess.Popen(words, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        for _ in range(2)
+    ]
+    while not (out / "journal.jsonl").exists():
+        time.sleep(0.05)
+    refused = start([*words, "--overlap", "0.5"])
+    logs = [process.communicate()[0] for process in both]
+    assert [process.returncode for process in both] == [0, 0], logs
+    assert all(re.search(r"12 done, \d+ with warnings, 0 failed, 0 not run", log) for log in logs)
+    if refused.returncode:  # unless both had ended by then
+        assert "in use by a run with other weights or settings" in refused.stderr
+    done = [json.loads(line)["name"] for line in journal_lines(out) if '"status": "done"' in line]
+    assert len(done) == len(set(done)) == 12 or refused.returncode == 0
+
+
+def journal_lines(out: Path) -> list[str]:
+    return [line for file in out.glob("journal*.jsonl") for line in file.read_text().splitlines()]
+
+
+@pytest.mark.slow
+def test_a_command_that_gets_sigterm_leaves_with_143_and_says_so(images, weights, small_overlay, tmp_path):
+    for number in range(3, 40):
+        write_volume(images / f"{number}.nii", blob((40, 40, 40), number))
+    process = subprocess.Popen(
+        command(images, tmp_path / "out", weights, small_overlay), cwd=ROOT, text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )  # fmt: skip
+    while process.poll() is None and not list((tmp_path / "out").rglob("*_mask.nii.gz")):
+        time.sleep(0.01)
+    process.terminate()
+    log = process.communicate()[0]
+    assert process.returncode == 143, log
+    assert "stopped by SIGTERM: finished masks are kept, the same command goes on" in log
+    assert "Traceback" not in log
+    assert json.loads((tmp_path / "out/report.json").read_text())["run"]["done"] >= 1
+
+
+@pytest.mark.slow
+def test_an_array_of_jobs_without_torchrun_ends_in_one_report(images, weights, small_overlay, tmp_path):
+    out = tmp_path / "out"
+    for rank in (2, 0, 1):
+        words = command(images, out, weights, small_overlay, "--rank", str(rank), "--num_processes", "3")
+        assert start(words).returncode == 0
+    run_facts = json.loads((out / "report.json").read_text())["run"]
+    assert (run_facts["images"], run_facts["done"], run_facts["not_run"]) == (3, 3, 0)
+
+
+SCONTROL = """#!/bin/bash
+echo "$@" >> requeued
+"""
+
+
+@pytest.mark.slow
+def test_jobs_of_a_slurm_array_are_stopped_requeued_and_end_in_one_report(images, weights, small_overlay, tmp_path):
+    for number in range(3, 40):
+        write_volume(images / f"{number}.nii", blob((40, 40, 40), number))
+    programs, out = tmp_path / "bin", tmp_path / "out"
+    programs.mkdir()
+    python = f'#!/bin/bash\nexec {sys.executable} -W ignore "$@"\n'
+    for name, text in {"scontrol": SCONTROL.replace("requeued", str(tmp_path / "requeued")), "python": python}.items():
+        (programs / name).write_text(text)
+        (programs / name).chmod(0o755)
+
+    def job(number: int) -> subprocess.Popen:
+        environment = {
+            **os.environ, "PATH": f"{programs}:{os.environ['PATH']}", "SLURM_ARRAY_TASK_ID": str(number),
+            "SLURM_ARRAY_TASK_MAX": "1", "SLURM_ARRAY_JOB_ID": "77", "SLURM_CPUS_PER_TASK": "1",
+        }  # fmt: skip
+        words = ["bash", str(ROOT / "scripts/predict_array.sh"), str(images), str(out), "--weights_file", weights]
+        files = f"['{CONFIG}','{small_overlay}']"
+        return subprocess.Popen([*words, "--config_file", files], cwd=ROOT, env=environment)
+
+    first = job(0)
+    while first.poll() is None and not list(out.rglob("*_mask.nii.gz")):
+        time.sleep(0.01)
+    first.terminate()
+    assert first.wait() == 143
+    assert (tmp_path / "requeued").read_text() == "requeue 77_0\n"
+    both = [job(0), job(1)]
+    assert [process.wait() for process in both] == [0, 0]
+    facts = json.loads((out / "report.json").read_text())["run"]
+    assert (facts["images"], facts["done"], facts["not_run"]) == (40, 40, 0)

@@ -1,15 +1,12 @@
 """The page of a run: whole without a network, small enough for a thousand images, safe against odd names."""
 
 import base64
-import csv
 import io
-import json
 import re
 
 import numpy as np
 from digar.inference.journal import DONE, FAILED, Outcome
-from digar.inference.page import report_page
-from digar.inference.report import write_reports
+from digar.inference.page import ROWS, report_page
 from digar.volumes.pictures import thumbnail
 from PIL import Image
 
@@ -71,20 +68,36 @@ def test_without_thumbnails_there_is_no_picture_at_all():
     assert "image/jpeg" not in report_page(FACTS, [outcome()], LABELS)
 
 
-def test_the_tables_hold_volumes_and_reasons(tmp_path):
-    write_reports(tmp_path, FACTS, [outcome(), Outcome("b.nii", FAILED, "is empty", ["odd"])], LABELS)
-    rows = list(csv.DictReader((tmp_path / "report.csv").open()))
-    assert [(r["file"], r["status"], r["reason"], r["front ml"]) for r in rows] == [
-        ("a.nii", "done", "", "1.5"),
-        ("b.nii", "failed", "is empty", ""),
-    ]
-    volumes = list(csv.DictReader((tmp_path / "volumes.csv").open()))
-    assert volumes == [{"file": "a.nii", "front": "1.5", "back": "0.25"}]
-    report = json.loads((tmp_path / "report.json").read_text())
-    assert report["labels"] == {"1": "front", "2": "back"}
-    assert report["files"][1]["warnings"] == ["odd"]
-    assert "thumbnail" not in report["files"][0]
-    assert json.loads((tmp_path / "labels.json").read_text()) == {"0": "background", "1": "front", "2": "back"}
-    assert sorted(file.name for file in tmp_path.iterdir()) == [
-        "labels.json", "report.csv", "report.html", "report.json", "volumes.csv",
-    ]  # fmt: skip
+def test_a_page_of_any_number_shows_what_failed_or_has_warnings_first_and_a_sample_of_the_others():
+    many = [outcome(f"{i:06d}.nii") for i in range(20_000)]
+    many[17_000] = outcome("odd.nii")
+    many[17_000].warnings = ["odd"]
+    many[19_000] = Outcome("bad.nii", FAILED, "is empty")
+    page = report_page(FACTS, many, LABELS)
+    assert len(page.encode()) < 15e6
+    assert page.index("bad.nii") < page.index("odd.nii") < page.index("000000.nii")
+    assert page.count('class="file"') == ROWS - 998  # 2 of note, and one in 5 of 19,998
+    assert (
+        "4002 of 20000 images: all that failed or have warnings, and one in 5 of the others; report.csv has all."
+        in page
+    )
+
+
+def test_a_page_stays_small_where_all_have_failed_with_many_words():
+    page = report_page(FACTS, [Outcome(f"{i}.nii", FAILED, "is empty " * 500) for i in range(6000)], LABELS)
+    assert len(page.encode()) < 15e6
+    shown = page.count('class="file"')
+    assert f"The first {shown} of 6000 images, those that failed first, then those with warnings" in page
+    page = report_page(FACTS, [Outcome(f"{i}.nii", FAILED, "is empty") for i in range(6000)], LABELS)
+    assert page.count('class="file"') == ROWS
+
+
+def test_the_counts_stand_at_the_top():
+    page = report_page({**FACTS, "with_warnings": 7}, [outcome()], LABELS)
+    assert "<b>2</b>done" in page
+    assert "<b>7</b>with warnings" in page
+    assert page.index("<b>7</b>") < page.index("<table>")
+
+
+def test_pictures_of_a_former_run_are_not_shown_where_none_are_wanted():
+    assert "image/jpeg" not in report_page(FACTS, [outcome(picture=picture())], LABELS, thumbnails=False)

@@ -85,6 +85,8 @@ def test_the_folder_inference_gives_the_same_masks_on_an_exported_file(
         workflow.initialize()
         workflow.run()
         files = sorted((tmp_path / weights).glob("*_mask.nii.gz"))
+        facts = json.loads((tmp_path / weights / "report.json").read_text())["run"]
+        assert facts["backend"] == ("ONNX Runtime" if weights.endswith(".onnx") else "PyTorch")
         masks[weights] = [np.asanyarray(nib.load(file).dataobj) for file in files]
     for expected, mask in zip(masks["model.pt"], masks[name], strict=True):
         assert (mask == expected).mean() > 0.9999

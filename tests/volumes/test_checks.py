@@ -133,6 +133,19 @@ def test_more_classes_and_voxels_need_more_memory():
     assert memory.needed_memory((512, 512, 900), 1, 2, (512, 512, 900), 3, (48, 64, 48)) > plain
 
 
+def test_what_lies_outside_the_training_range_can_be_refused(tmp_path):
+    options = {"training_range": RANGE, "out_of_range": "refuse"}
+    read(write(tmp_path / "a.nii"), **options)
+    with pytest.raises(VolumeError, match=r"b.nii: its spacing .* outside that of the training.*--out_of_range warn"):
+        read(write(tmp_path / "b.nii", spacing=3.0), **options)
+    with pytest.raises(VolumeError, match="c.nii: its 1 % intensity .* lies outside that of the training images"):
+        read(write(tmp_path / "c.nii", 10 * VALUES), **options)
+    with pytest.raises(ValueError, match="out_of_range refuse: what these weights were trained on is not known"):
+        CheckedReader(1, out_of_range="refuse")
+    with pytest.raises(ValueError, match="out_of_range 'no' must be one of warn, refuse"):
+        CheckedReader(1, out_of_range="no")
+
+
 def test_what_lies_outside_the_training_range_is_warned_of(tmp_path):
     assert read(write(tmp_path / "a.nii"), training_range=RANGE)[1][WARNINGS] == []
     spaced = read(write(tmp_path / "b.nii", spacing=3.0), training_range=RANGE)[1][WARNINGS]

@@ -1,6 +1,7 @@
 """Files are whole under their name, or not there; tables and texts are read whatever program wrote them."""
 
 import csv
+import hashlib
 import math
 import os
 import signal
@@ -9,6 +10,7 @@ import sys
 
 import pytest
 from digar.volumes.files import (
+    file_hash,
     printable,
     read_json,
     read_rows,
@@ -161,3 +163,8 @@ def test_a_table_that_lacks_something_is_refused_with_its_line(content, reason, 
     (tmp_path / "a.csv").write_text(content)
     with pytest.raises(ValueError, match=reason):
         read_table(tmp_path / "a.csv", ["file"])
+
+
+def test_a_files_hash_is_sha256(tmp_path):
+    (tmp_path / "a").write_bytes(b"x" * 3_000_000)
+    assert file_hash(tmp_path / "a") == hashlib.sha256(b"x" * 3_000_000).hexdigest()

@@ -6,6 +6,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+from digar.volumes.files import whole_file
 from digar.volumes.nifti import nifti_header
 from digar.volumes.writing import write_mask
 
@@ -37,8 +38,8 @@ def test_an_interrupted_write_leaves_what_was_there(error, former, tmp_path, mon
         raise error
 
     monkeypatch.setattr(nib.Nifti1Image, "to_filename", write_half)
-    with pytest.raises(type(error)):
-        write_mask(target, VALUES, AFFINE)
+    with pytest.raises(type(error)), whole_file(target) as temporary:
+        write_mask(temporary, VALUES, AFFINE)
     assert [file.read_bytes() for file in tmp_path.iterdir()] == ([former] if former else [])
 
 

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from digar.inference.windows import Slab
 from digar.volumes.grids import SAME_GRID, CanonicalAxes, placed, positions_between, resample
+from digar.volumes.header import VolumeError
 
 Box = list[tuple[int, int]]  # first voxel and the one after the last, along each axis
 SLAB_THICKNESS = 32  # slices, where a whole volume of logits is cut into slabs
@@ -36,6 +37,7 @@ class InvertToMaskd(Invertd):
             as a memory map), it is filled with the probabilities.
 
     Raises:
+        VolumeError: logits that are NaN or infinite.
         ValueError: the two grids are not parallel.
     """
 
@@ -52,6 +54,7 @@ class InvertToMaskd(Invertd):
         axes = CanonicalAxes.of(source)
         for key in self.key_iterator(inverted):
             slabs = cut(inverted[key]) if isinstance(inverted[key], Tensor) else inverted[key]
+            slabs = _finite(slabs, image.meta.get("filename_or_obj", "the image"))
             sink = inverted.get(self.probabilities_key)
             mask = likeliest(
                 slabs,
@@ -64,6 +67,17 @@ class InvertToMaskd(Invertd):
             turned = torch.from_numpy(np.ascontiguousarray(axes.undo(mask))[None])
             inverted[key] = placed(turned, source.copy(), image)
         return inverted
+
+
+def _finite(slabs: Iterable[Slab], path: str) -> Iterator[Slab]:
+    for slab in slabs:
+        if not slab.logits.isfinite().all():
+            raise VolumeError(
+                path,
+                "the network's answer is NaN or infinite: its weights or the image are damaged, or the numbers "
+                "overflow (--precision float32)",
+            )
+        yield slab
 
 
 def cut(logits: Tensor) -> Iterator[Slab]:

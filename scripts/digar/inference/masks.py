@@ -96,8 +96,25 @@ def written_codes(codes: Mapping[int, Any], num_classes: int, mapping: Mapping[i
     return {value: entry for value, entry in found.items() if value and written.count(value) == 1}
 
 
-def volumes_ml(mask: np.ndarray, affine: np.ndarray, labels: Mapping[int, str]) -> dict[str, float]:
-    """Volume of each label in ml, by its name."""
-    counts = np.bincount(mask.ravel(), minlength=max(labels, default=0) + 1)
+def volumes_ml(mask: np.ndarray, affine: np.ndarray, labels: Mapping[int, str]) -> dict[str, Any]:
+    """Volume of each label in ml, by its name; of a mask ``(X, Y, Z, T)`` a list, one for each of T."""
+    if mask.ndim == 4:
+        each = [volumes_ml(volume, affine, labels) for volume in np.moveaxis(mask, -1, 0)]
+        return {name: [volumes[name] for volumes in each] for name in labels.values()}
+    length = max(labels, default=0) + 1
+    counts = np.zeros(length, np.int64)
+    for plane in np.moveaxis(mask, -1, 0):  # one by one: bincount takes eight bytes for each voxel
+        counts += np.bincount(plane[plane < length], minlength=length)
     voxel = abs(float(np.linalg.det(affine[:3, :3]))) / 1000
     return {name: round(int(counts[value]) * voxel, 4) for value, name in labels.items()}
+
+
+def absent_labels(volumes: Mapping[str, Any]) -> list[str]:
+    """A sentence for each label of which there is no voxel."""
+    several = {name: value if isinstance(value, list) else [value] for name, value in volumes.items()}
+    return [
+        f"no voxel of {name} (0 ml)" + (f" in volume {number}" if isinstance(volumes[name], list) else "")
+        for name, values in several.items()
+        for number, volume in enumerate(values)
+        if volume == 0
+    ]

@@ -6,8 +6,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from digar.inference.journal import FAILED, Outcome
+from digar.volumes.files import printable
 
+PAGE_BYTES = 14_000_000  # of all rows together
 PICTURE_BYTES = 12_000_000  # of all pictures together; later rows go without
+ROWS = 5000
+ORDER = "those that failed first, then those with warnings"
 
 STYLE = """
 body { font: 14px/1.4 system-ui, sans-serif; margin: 1.5rem; color: #1c2430; background: #fff; }
@@ -47,25 +51,37 @@ document.querySelector("input").addEventListener("input", event => {
 """
 
 
-def report_page(facts: Mapping[str, Any], outcomes: Sequence[Outcome], labels: Mapping[int, str]) -> str:
-    """The report as HTML.
+def report_page(
+    facts: Mapping[str, Any], outcomes: Sequence[Outcome], labels: Mapping[int, str], thumbnails: bool = True
+) -> str:
+    """The report as HTML, whose size does not grow without end: see :func:`shown_rows`.
 
     Args:
-        facts: of the run; ``images``, ``done``, ``failed``, ``not_run`` and ``seconds`` stand at the top.
-        outcomes: a row each; pictures are left out where all of them together are larger than ``PICTURE_BYTES``.
-        labels: value in the masks to name.
+        facts: of the run; the counts among them stand at the top.
+        outcomes: of all images, gone through twice.
+        labels: value in the mask to name.
+        thumbnails: show the pictures that there are, as many as fit ``PICTURE_BYTES``.
     """
-    pictured = any(outcome.thumbnail for outcome in outcomes)
+    rows: list[str] = []
+    room = PAGE_BYTES
+    picture_room = PICTURE_BYTES if thumbnails else 0
+    order, word = shown_rows(outcomes)
+    pictured = thumbnails and any(outcomes[index].thumbnail for index in order)
+    for index in order:
+        outcome = outcomes[index]
+        shown = len(outcome.thumbnail) <= picture_room
+        picture_room -= len(outcome.thumbnail) if shown else 0
+        row = _row(outcome, labels, pictured, shown)
+        room -= len(row)
+        if room < 0:
+            word = f"The first {len(rows)} of {len(outcomes)} images, {ORDER}; report.csv has all."
+            break
+        rows.append(row)
     heads = ["file", "status", "reason and warnings", *(f"{name}, ml" for name in labels.values()), "seconds"]
     heads += ["sagittal, coronal, axial"] if pictured else []
-    rows, room = [], PICTURE_BYTES
-    for outcome in outcomes:
-        shown = len(outcome.thumbnail) <= room
-        room -= len(outcome.thumbnail) if shown else 0
-        rows.append(_row(outcome, labels, pictured, shown))
     counts = "".join(
         f"<span><b>{facts[name]}</b>{name.replace('_', ' ')}</span>"
-        for name in ("images", "done", "failed", "not_run")
+        for name in ("images", "done", "with_warnings", "failed", "not_run")
         if name in facts
     )
     described = html.escape(json.dumps(dict(facts), indent=1, default=str))
@@ -75,19 +91,40 @@ def report_page(facts: Mapping[str, Any], outcomes: Sequence[Outcome], labels: M
         f"<style>{STYLE}</style></head><body>\n<h1>Inference report</h1>\n"
         f'<p class="counts">{counts}<span><b>{facts.get("seconds", "")}</b>seconds</span></p>\n'
         f"<details><summary>Version, weights and settings</summary><pre>{described}</pre></details>\n"
-        f'<input type="search" placeholder="Show rows that contain ..." aria-label="Show rows that contain">\n'
+        + (f"<p>{html.escape(word)}</p>\n" if word else "")
+        + '<input type="search" placeholder="Show rows that contain ..." aria-label="Show rows that contain">\n'
         f"<table><thead><tr>{head}</tr></thead>\n<tbody>\n" + "\n".join(rows) + "\n</tbody></table>\n"
         f"<script>{SCRIPT}</script></body></html>\n"
     )
 
 
+def shown_rows(outcomes: Sequence[Outcome]) -> tuple[list[int], str]:
+    """Which images a page shows, failed ones first, then those with warnings, then the others; ``ROWS`` at most.
+
+    Returns:
+        Their indices; and a sentence on what is left out, or nothing.
+    """
+    failed: list[int] = []
+    warned: list[int] = []
+    others: list[int] = []
+    for index, outcome in enumerate(outcomes):
+        (failed if outcome.status == FAILED else warned if outcome.warnings else others).append(index)
+    first = failed + warned
+    room = ROWS - len(first)
+    if len(others) <= room:
+        return first + others, ""
+    if room <= 0:
+        return first[:ROWS], f"The first {ROWS} of {len(outcomes)} images, {ORDER}; report.csv has all."
+    step = -(-len(others) // room)
+    sample = others[::step]
+    word = f"{len(first) + len(sample)} of {len(outcomes)} images: all that failed or have warnings, and one in {step} "
+    return first + sample, word + "of the others; report.csv has all."
+
+
 def _row(outcome: Outcome, labels: Mapping[int, str], pictured: bool, shown: bool) -> str:
-    words = html.escape(outcome.reason)
+    name, words = html.escape(printable(outcome.name)), html.escape(outcome.reason)
     words += "".join(f'<div class="warning">{html.escape(warning)}</div>' for warning in outcome.warnings)
-    volumes = "".join(
-        f'<td class="number" data-value="{v}">{v:.2f}</td>' if v is not None else "<td></td>"
-        for v in (outcome.volumes_ml.get(name) for name in labels.values())
-    )
+    volumes = "".join(_volume(outcome.volumes_ml.get(name)) for name in labels.values())
     seconds = sum(outcome.seconds.get(name, 0) for name in ("reading", "network"))
     picture = ""
     if pictured:
@@ -95,6 +132,13 @@ def _row(outcome: Outcome, labels: Mapping[int, str], pictured: bool, shown: boo
         picture = f"<td>{image if outcome.thumbnail and shown else ''}</td>"
     failed = ' class="failed"' if outcome.status == FAILED else ""
     return (
-        f'<tr{failed}><td class="file">{html.escape(outcome.name)}</td><td class="status">{outcome.status}</td>'
+        f'<tr{failed}><td class="file">{name}</td><td class="status">{outcome.status}</td>'
         f'<td>{words}</td>{volumes}<td class="number" data-value="{seconds}">{seconds:.2f}</td>{picture}</tr>'
     )
+
+
+def _volume(volume: float | list[float] | None) -> str:
+    """A field of one volume, or of several of an image with a fourth axis, by which the first one sorts."""
+    each = [] if volume is None else volume if isinstance(volume, list) else [volume]
+    text = "; ".join(f"{v:.2f}" for v in each)
+    return f'<td class="number" data-value="{each[0]}">{text}</td>' if each else "<td></td>"

@@ -1,65 +1,154 @@
-"""The reports of a folder run: a table, a record for programs, a page for people, volumes, and the labels' names."""
+"""The reports of a folder run: a table, a record for programs, a page for people, volumes, and the labels' names.
 
-import csv
+They are written from the journals of the output folder, whatever processes wrote those, an image at a time.
+"""
+
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from digar.inference.journal import Outcome
+from digar.inference.journal import Journal, Outcome, writing
 from digar.inference.page import report_page
-from digar.volumes.files import whole_file
+from digar.inference.sharing import reporting
+from digar.volumes.files import printable, whole_file, write_rows, write_text
 
-INTERNAL = ("thumbnail", "state", "run")  # of no use to a reader
+REPORTS = ("report.csv", "report.json", "report.html", "volumes.csv", "labels.json")
+INTERNAL = ("thumbnail", "image", "state", "run", "kept", "probabilities")  # of no use to a reader
+COLUMNS = ("file", "status", "reason", "warnings", "mask", "shape", "spacing_mm", "seconds")
 
 
-def write_reports(
-    output_dir: str | Path, facts: Mapping[str, Any], outcomes: Sequence[Outcome], labels: Mapping[int, str]
-) -> None:
+class Outcomes(Sequence):
+    """Outcomes of images by their names, each read from the journals when it is asked for."""
+
+    def __init__(self, journal: Journal, names: Sequence[str]) -> None:
+        self.journal = journal
+        self.names = names
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, index: int | slice) -> Any:
+        if isinstance(index, slice):
+            return Outcomes(self.journal, self.names[index])
+        return self.journal.outcome(self.names[index])
+
+
+def merge_reports(output_dir: str | Path) -> str:
+    """Write the reports of a folder anew, from the journals of all processes that worked in it.
+
+    Args:
+        output_dir: of folder inferences; the last one's weights and settings count, and so do all others with the same.
+
+    Returns:
+        How many images are done, and so on, in a line.
+
+    Raises:
+        FileNotFoundError: no folder inference ever wrote there.
+        OSError: the reports cannot be written.
+    """
+    folder = Path(output_dir)
+    if not (journal := Journal(folder)).runs:
+        raise FileNotFoundError(f"{folder} is no output folder of a folder inference: it holds no journal.jsonl")
+    return write_reports(journal, last_run(journal))[1]
+
+
+def last_run(journal: Journal) -> str:
+    """The run that was begun last."""
+    return max(journal.runs, key=lambda run: journal.runs[run]["began"])
+
+
+def write_reports(journal: Journal, run: str, thumbnails: bool = True) -> tuple[Outcomes, str]:
     """Write ``report.csv``, ``report.json``, ``report.html``, ``volumes.csv`` and ``labels.json``, each whole.
 
     Args:
-        output_dir: the folder.
-        facts: of the run, by name.
-        outcomes: of all images, in the order of the rows.
-        labels: value in the masks to name.
+        journal: of the folder.
+        run: whose images are reported.
+        thumbnails: show the pictures that there are.
+
+    Returns:
+        The outcomes, and how many there are of each kind in a line.
 
     Raises:
         OSError: the folder cannot be written.
     """
-    folder = Path(output_dir)
-    rows = [
-        {
-            "file": o.name,
-            "status": o.status,
-            "reason": o.reason,
-            "warnings": "; ".join(o.warnings),
-            "mask": o.mask,
-            "shape": "x".join(map(str, o.shape)),
-            "spacing_mm": "x".join(f"{s:g}" for s in o.spacing),
-            "seconds": round(sum(o.seconds.get(name, 0) for name in ("reading", "network")), 3),
-            **{f"{name} ml": o.volumes_ml.get(name, "") for name in labels.values()},
-        }
-        for o in outcomes
-    ]
-    columns = ["file", "status", "reason", "warnings", "mask", "shape", "spacing_mm", "seconds"]
-    _write_table(folder / "report.csv", rows, [*columns, *(f"{name} ml" for name in labels.values())])
-    done = [{"file": o.name, **o.volumes_ml} for o in outcomes if o.volumes_ml]
-    _write_table(folder / "volumes.csv", done, ["file", *labels.values()])
-    records = [{k: v for k, v in asdict(o).items() if k not in INTERNAL} for o in outcomes]
-    for name, content in (
-        ("report.json", {"run": dict(facts), "labels": dict(labels), "files": records}),
-        ("labels.json", {0: "background", **labels}),
-    ):
-        with whole_file(folder / name) as temporary:
-            temporary.write_text(json.dumps(content, indent=1, default=str) + "\n", encoding="utf-8")
-    with whole_file(folder / "report.html") as temporary:
-        temporary.write_text(report_page(facts, outcomes, labels), encoding="utf-8")
+    folder = journal.folder
+    with reporting(folder):
+        journal.scan()
+        about = journal.runs[run]
+        labels = {int(value): name for value, name in about["labels"].items()}
+        names = journal.names(run)
+        outcomes = Outcomes(journal, [name for name in names if _stands(journal, name, run)])
+        facts = {**about["facts"], **_counts(journal, run, names, outcomes)}
+        with writing(folder):
+            write_rows(folder / "report.csv", _rows(outcomes, labels))
+            write_rows(folder / "volumes.csv", _volumes(outcomes, labels))
+            write_text(folder / "labels.json", json.dumps({0: "background", **labels}, indent=1) + "\n")
+            _write_record(folder / "report.json", facts, outcomes, labels)
+            write_text(folder / "report.html", report_page(facts, outcomes, labels, thumbnails))
+    counts = ("done", "with_warnings", "failed", "not_run")
+    line = ", ".join(f"{facts[name]} {name.replace('_', ' ')}" for name in counts)
+    others = facts["of_other_settings"]
+    return outcomes, line + (f"; {others} masks of other weights or settings lie there too" if others else "")
 
 
-def _write_table(path: Path, rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> None:
-    with whole_file(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as stream:
-        writer = csv.DictWriter(stream, columns)
-        writer.writeheader()
-        writer.writerows(rows)
+def _stands(journal: Journal, name: str, run: str) -> bool:
+    """Whether an image of a run has an outcome that still holds: a mask that is gone is to be made again."""
+    entry = journal.latest.get(name)
+    if entry is None or entry.run != run:
+        return False
+    return entry.failed or (journal.folder / journal.outcome(name).mask).exists()
+
+
+def _counts(journal: Journal, run: str, names: Sequence[str], outcomes: Outcomes) -> dict[str, Any]:
+    entries = [journal.latest[name] for name in outcomes.names]
+    failed = sum(entry.failed for entry in entries)
+    ended = max((entry.ended for entry in entries), default=0.0)
+    return {
+        "seconds": round(max(ended - journal.runs[run]["began"], 0), 1),
+        "images": len(names),
+        "done": len(entries) - failed,
+        "with_warnings": sum(entry.warned and not entry.failed for entry in entries),
+        "failed": failed,
+        "not_run": len(names) - len(entries),
+        "of_other_settings": sum(entry.run != run and not entry.failed for entry in journal.latest.values()),
+    }
+
+
+def _rows(outcomes: Sequence[Outcome], labels: Mapping[int, str]) -> Iterator[list[Any]]:
+    yield [*COLUMNS, *(f"{name} ml" for name in labels.values())]
+    for o in outcomes:
+        seconds = round(sum(o.seconds.get(name, 0) for name in ("reading", "network")), 3)
+        shape, spacing = "x".join(map(str, o.shape)), "x".join(f"{s:g}" for s in o.spacing)
+        volumes = [volume_text(o.volumes_ml.get(name, "")) for name in labels.values()]
+        yield [o.name, o.status, o.reason, "; ".join(o.warnings), o.mask, shape, spacing, seconds, *volumes]
+
+
+def volume_text(volume: float | list[float] | str) -> float | str:
+    """Several volumes, of an image with a fourth axis, in one field."""
+    return "; ".join(map(str, volume)) if isinstance(volume, list) else volume
+
+
+def _volumes(outcomes: Sequence[Outcome], labels: Mapping[int, str]) -> Iterator[list[Any]]:
+    """A row per image; of one with a fourth axis, a row for each of its volumes, counted from 0."""
+    yield ["file", *labels.values(), "volume", "warnings"]
+    for o in outcomes:
+        if not o.volumes_ml:
+            continue
+        several = [len(v) for v in o.volumes_ml.values() if isinstance(v, list)]
+        for number in range(max(several, default=1)):
+            volumes = [o.volumes_ml.get(name, "") for name in labels.values()]
+            own = [v[number] if isinstance(v, list) else v for v in volumes]
+            yield [o.name, *own, number if several else "", "; ".join(o.warnings)]
+
+
+def _write_record(path: Path, facts: Mapping[str, Any], outcomes: Sequence[Outcome], labels: Mapping[int, str]) -> None:
+    """``report.json``, written image by image."""
+    with whole_file(path) as temporary, temporary.open("w", encoding="utf-8") as stream:
+        stream.write(f'{{\n"run": {json.dumps(facts, indent=1)},\n"labels": {json.dumps(labels)},\n"files": [')
+        for number, outcome in enumerate(outcomes):
+            record = {k: v for k, v in asdict(outcome).items() if k not in INTERNAL}
+            record |= {"name": printable(outcome.name), "mask": printable(outcome.mask)}
+            stream.write((",\n" if number else "\n") + json.dumps(record))
+        stream.write("\n]\n}\n")

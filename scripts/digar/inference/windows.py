@@ -61,6 +61,8 @@ class WindowInferer(Inferer):
         ValueError: an overlap, precision or axis that is none.
     """
 
+    UNDECISIVE = ("window_batch", "threads", "pool")  # of the result, see digar.inference.description
+
     def __init__(
         self,
         roi_size: Sequence[int],

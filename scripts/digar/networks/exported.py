@@ -49,6 +49,9 @@ class OnnxNetwork(nn.Module):
         ValueError: the file is damaged or of another format.
     """
 
+    backend, precision = "ONNX Runtime", "float32"  # whatever the precision that an inferer asks for
+    UNDECISIVE = ("session", "input")  # what they compute is in the file
+
     def __init__(self, path: Path) -> None:
         super().__init__()
         try:

@@ -21,6 +21,7 @@ from digar.volumes.reading import read_header, read_volume
 WARNINGS = "digar_warnings"  # where an image's metadata keep what was odd about it
 PLACEMENT = "digar_placement"  # where those of a NIfTI image keep the fields that place it
 FOUR_D = ("refuse", "each")
+OUT_OF_RANGE = ("warn", "refuse")
 COARSEST, FINEST = 8, 1 / 20  # voxels (edge of the cube of their volume) as multiples of the network's spacing
 SEEN = 5  # how many times coarser or finer than all training images a voxel may be
 PERCENTILES = (1, 50, 99.9)  # of the intensities, compared with those of the training images
@@ -44,11 +45,12 @@ class CheckedReader(ImageReader):
             volume by itself.
         nonfinite_share: NaN and infinite voxels are replaced by the smallest finite one up to this share of a channel.
         training_range: what the network has seen; None compares with nothing.
+        out_of_range: ``warn`` of a volume that is unlike all training images, or ``refuse`` it.
         memory_share: of the memory there is, that a volume may need.
 
     Raises:
         VolumeError: from :meth:`read`, with the file and the reason.
-        ValueError: ``volumes_4d`` is none of the two.
+        ValueError: ``volumes_4d`` or ``out_of_range`` is none of the two, or nothing is known that it could refuse by.
     """
 
     def __init__(
@@ -60,8 +62,13 @@ class CheckedReader(ImageReader):
         volumes_4d: str = "refuse",
         nonfinite_share: float = 0.01,
         training_range: Mapping[str, Any] | None = None,
+        out_of_range: str = "warn",
         memory_share: float = 1.0,
     ) -> None:
+        if out_of_range not in OUT_OF_RANGE:
+            raise ValueError(f"out_of_range {out_of_range!r} must be one of {', '.join(OUT_OF_RANGE)}")
+        if out_of_range == "refuse" and training_range is None:
+            raise ValueError("out_of_range refuse: what these weights were trained on is not known: pass warn")
         if volumes_4d not in FOUR_D:
             raise ValueError(f"volumes_4d {volumes_4d!r} must be one of {', '.join(FOUR_D)}")
         self.in_channels = in_channels
@@ -71,6 +78,7 @@ class CheckedReader(ImageReader):
         self.each = in_channels is None or (volumes_4d == "each" and in_channels == 1)
         self.nonfinite_share = nonfinite_share
         self.training_range = training_range
+        self.out_of_range = out_of_range
         self.memory_share = memory_share
 
     def verify_suffix(self, filename: Sequence[PathLike] | PathLike) -> bool:
@@ -89,12 +97,12 @@ class CheckedReader(ImageReader):
         self._refuse_spacing(header)
         self._refuse_size(header, channels)
         warnings = list(dict.fromkeys(w for h in headers for w in h.warnings))
-        warnings += grid_warnings(header, self.training_range)
+        warnings += self._outside(header, grid_warnings(header, self.training_range))
         volumes = [read_volume(path, h).numpy() for path, h in zip(paths, headers, strict=True)]
         for path, own in zip(paths, volumes, strict=True):
             warnings += mend(path, own, self.nonfinite_share)
         volume = np.concatenate(volumes) if len(volumes) > 1 else volumes[0]
-        warnings += intensity_warnings(volume, self.training_range)
+        warnings += self._outside(header, intensity_warnings(volume, self.training_range))
         meta = {
             MetaKeys.AFFINE: header.affine.copy(),
             MetaKeys.ORIGINAL_AFFINE: header.affine.copy(),
@@ -109,6 +117,12 @@ class CheckedReader(ImageReader):
     def get_data(self, img: tuple[np.ndarray, dict]) -> tuple[np.ndarray, dict]:
         """What :meth:`read` gave."""
         return img
+
+    def _outside(self, header: Header, found: list[str]) -> list[str]:
+        """What is unlike the training images, unless that is refused."""
+        if found and self.out_of_range == "refuse":
+            raise VolumeError(header.path, f"{'; '.join(found)}: use a network for such images, or --out_of_range warn")
+        return found
 
     def _refuse_channels(self, header: Header, channels: int) -> None:
         if channels == self.in_channels or self.each:

@@ -240,11 +240,6 @@ def file_hash(path: str | Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _digest(stream)
 
 
-def file_hashes(paths: Iterable[str | Path]) -> list[str]:
-    """The hash of each file, see :func:`file_hash`."""
-    return [file_hash(path) for path in paths]
-
-
 def _digest(stream: Any) -> str:  # Python 3.10
     digest = hashlib.sha256()
     while block := stream.read(1 << 20):

@@ -1,4 +1,4 @@
-"""Writing masks in the grid of their image: whole or not at all."""
+"""Writing masks in the grid of their image."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -6,8 +6,6 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
-
-from digar.volumes.files import whole_file
 
 
 def write_mask(
@@ -20,7 +18,7 @@ def write_mask(
     size in ``pixdim`` is that of the sform, whatever stood there.
 
     Args:
-        path: ``.nii.gz`` or ``.nii``.
+        path: ``.nii.gz`` or ``.nii``; a temporary one, see :func:`digar.volumes.files.whole_file`.
         mask: ``(X, Y, Z)`` or ``(X, Y, Z, T)``, of integers.
         affine: of the image, voxel to RAS mm.
         placement: of a NIfTI image, see :class:`digar.volumes.header.Header`.
@@ -40,5 +38,4 @@ def write_mask(
         written.set_sform(affine, "scanner")
         written.set_qform(affine, "scanner")
         written.header.set_xyzt_units("mm")
-    with whole_file(path) as temporary:
-        written.to_filename(temporary)
+    written.to_filename(path)
