@@ -83,15 +83,15 @@ def _peak_memory_here(
 ) -> float:
     torch.set_num_threads(threads)
     call = build(*arguments)
-    before = _held(device)
+    before = held_memory(device)
     for _ in range(calls):
         call()
     _wait(device)
-    peak = torch.cuda.max_memory_allocated() / MIB if device == "cuda" else _held(device)
+    peak = torch.cuda.max_memory_allocated() / MIB if device == "cuda" else held_memory(device)
     return peak - before
 
 
-def _held(device: str) -> float:
+def held_memory(device: str) -> float:
     """Memory held now on CUDA, or the largest resident size so far, in MiB."""
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()

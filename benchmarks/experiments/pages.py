@@ -28,6 +28,8 @@ def tables(protocol: Protocol, results: Results) -> dict[str, Table]:
         writers["rates"] = rates_table
     if protocol.pretraining:
         writers["pretraining"] = pretraining_table
+    if protocol.twins:
+        writers["twins"] = twins_table
     if protocol.task == "features":
         writers["layers"] = layers_table
     if protocol.identity_test:
@@ -74,24 +76,21 @@ def main_table(protocol: Protocol, results: Results) -> Table:
         start = [f"{pair.arm} - {pair.other}", labels_text(pair.labels)]
         planned = planned_runs(protocol, pair.arm, pair.labels)
         if difference is None:
-            rows.append([*start, "not run", None, None, None, None, f"0 of {planned}"])
+            rows.append([*start, "not run", None, None, None, None, f"0 of {planned}", None])
             continue
         interval = f"{difference.low:+.3f} to {difference.high:+.3f}"
         ps = [f"{difference.p:.2g}", f"{p:.2g}"]
         runs = f"{difference.runs} of {planned}"
-        rows.append([*start, f"{difference.mean:+.3f}", interval, *ps, difference.patients, runs])
-    measure = MEASURE[protocol.task]
+        within = None
+        if pair.margin is not None:
+            within = f"{'yes' if difference.low > -pair.margin else 'not shown'}, {pair.margin:g}"
+        rows.append([*start, f"{difference.mean:+.3f}", interval, *ps, difference.patients, runs, within])
     columns = [
-        "comparison",
-        "labels",
-        f"difference in {measure}",
-        "95 % (patients)",
-        "p",
-        "p, Holm",
-        "patients",
-        "runs",
+        *("comparison", "labels", f"difference in {MEASURE[protocol.task]}", "95 % (patients)"),
+        *("p", "p, Holm", "patients", "runs", "not worse by more than"),
     ]
-    return {"columns": columns, "rows": rows}
+    shown = len(columns) if any(pair.margin is not None for pair in protocol.main) else len(columns) - 1
+    return {"columns": columns[:shown], "rows": [row[:shown] for row in rows]}
 
 
 def arms_and_labels(protocol: Protocol) -> Iterator[tuple[str, int | None]]:
@@ -119,11 +118,19 @@ def scores_table(protocol: Protocol, results: Results) -> Table:
             row.append(" ".join(f"{dice:.3f}" for dice in label_means(own).values()))
         row.append(f"{len(runs)} of {planned_runs(protocol, arm, labels)}")
         if protocol.task != "features":
-            row += [f"{own[0]['rate']:g}", own[0]["steps"], f"{own[0]['parameters'] / 1e6:.2f}"]
+            seconds = max(result["seconds"] for result in own) / own[0]["steps"]  # a tuned run was timed in its tuning
+            memory = max(result["peak_memory_mib"] for result in own)
+            row += [
+                f"{own[0]['rate']:g}",
+                own[0]["steps"],
+                f"{own[0]['parameters'] / 1e6:.2f}",
+                f"{seconds:.2f}",
+                memory,
+            ]
         rows.append(row)
     inner = ["worst patient", "by label"] if protocol.task == "segmentation" else ["AUC"]
     columns = ["labels", "arm", MEASURE[protocol.task], "deviation over runs", *inner]
-    trained = ["rate", "steps", "million weights"] if protocol.task != "features" else []
+    trained = ["rate", "steps", "million weights", "core s per step", "peak MiB"] if protocol.task != "features" else []
     return {"columns": [*columns, "runs", *trained], "rows": rows}
 
 
@@ -163,6 +170,19 @@ def pretraining_table(protocol: Protocol, results: Results) -> Table:
             rows.append([name, result["volumes"], result["steps"], minutes, *ends])
     columns = ["pretraining", "volumes", "steps", "core minutes", "held-out loss at half", "at its best"]
     return {"columns": columns, "rows": rows}
+
+
+def twins_table(protocol: Protocol, results: Results) -> Table:
+    """The share of the twins' voxels that are given the twin's label: the mean over patients, and the worst."""
+    rows = []
+    for arm, labels in arms_and_labels(protocol):
+        own = [r for r in results.values() if (r["kind"], r["arm"], r.get("labels")) == ("run", arm, labels)]
+        shares = [
+            row["twin_share"] for result in own for row in result["scores"]
+        ]  # each case as often as it has labels
+        if shares:
+            rows.append([labels_text(labels), arm, f"{np.mean(shares):.2%}", f"{max(shares):.2%}", len(own)])
+    return {"columns": ["labels", "arm", "voxels given the twin's label", "worst case", "runs"], "rows": rows}
 
 
 def layers_table(protocol: Protocol, results: Results) -> Table:

@@ -57,11 +57,15 @@ class Stage:
 
 @dataclass(frozen=True)
 class Comparison:
-    """A main comparison: is ``arm`` better than ``other`` with this number of labelled patients?"""
+    """A main comparison: is ``arm`` better than ``other`` with this number of labelled patients?
+
+    With a ``margin`` the question is whether it is not worse by more: whether its interval's lower end is above that.
+    """
 
     arm: str
     other: str
     labels: int | None
+    margin: float | None = None
 
 
 @dataclass(frozen=True)
@@ -122,7 +126,8 @@ class Protocol:
         pretraining, arms, runs: by name; the stages of ``runs`` in the order in which they are worked on.
         main: the main comparisons, corrected together.
         identity_test: score every run again with the transformer's blocks replaced by the identity.
-        twins: pairs of labels that only their place tells apart: the share of voxels given the twin's label is scored.
+        twins: pairs of label values that only their place tells apart: the share of their voxels given the twin's label
+            is scored too.
 
     Raises:
         ValueError: a name is used that is not defined.
@@ -149,7 +154,7 @@ class Protocol:
     pretraining: dict[str, Pretraining] = field(default_factory=dict)
     table: str | None = None
     identity_test: bool = False
-    twins: list[tuple[str, str]] = field(default_factory=list)
+    twins: list[tuple[int, int]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         if self.task not in TASKS:

@@ -17,6 +17,8 @@ from digar.data.datalists import scans
 from digar.networks import ClassificationNetwork
 from digar.networks.weights import load_pretrained
 from digar.volumes.files import whole_file
+from digar.volumes.search import case_name
+from ignite.engine import Engine, Events
 from monai.bundle import ConfigWorkflow
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
@@ -25,7 +27,7 @@ from benchmarks.experiments.features import features, probe
 from benchmarks.experiments.patients import Case, Parts, draw_labelled, read_cases, split_patients
 from benchmarks.experiments.protocol import Job, Protocol, slug
 from benchmarks.experiments.scores import best_rate, macro_auc
-from benchmarks.measure import machine_facts
+from benchmarks.measure import held_memory, machine_facts
 
 ROOT = Path(__file__).resolve().parents[2]
 CURVE_POINTS = 40
@@ -37,6 +39,35 @@ def take_blocks_out(network: nn.Module) -> None:
     """Let every transformer block hand its tokens on as they are."""
     for block in network.backbone.blocks:
         block.forward = lambda tokens, biases: tokens
+
+
+class TwinShare:
+    """How often twins are taken for each other: of the voxels of labels that have a twin, the share given its label.
+
+    Args:
+        pairs: label values.
+    """
+
+    def __init__(self, pairs: Sequence[tuple[int, int]]) -> None:
+        self.twin = np.full(256, -1)
+        for one, other in pairs:
+            self.twin[[one, other]] = other, one
+        self.shares: dict[str, float] = {}
+
+    def attach(self, evaluator: Engine) -> None:
+        evaluator.add_event_handler(Events.ITERATION_COMPLETED, self.collect)
+
+    def collect(self, evaluator: Engine) -> None:
+        """Keep the share of every case of a batch."""
+        for case in evaluator.state.output:
+            truth, prediction = (case[key][0].cpu().numpy().astype(int) for key in ("label", "pred"))
+            name = case_name(case["image"].meta["filename_or_obj"])
+            self.shares[name] = round(self.share(truth, prediction), 5)
+
+    def share(self, truth: np.ndarray, prediction: np.ndarray) -> float:
+        """The share in one label map; NaN where no label with a twin occurs."""
+        twin = self.twin[truth]
+        return float((prediction == twin)[twin >= 0].mean()) if (twin >= 0).any() else math.nan
 
 
 def build(files: Sequence[str], ids: Mapping[str, Any]) -> ConfigWorkflow:
@@ -209,7 +240,7 @@ def train_and_score(protocol: Protocol, job: Job, cases: Sequence[Case], state: 
     flow.run()
     network = flow.parser.get_parsed_content("network_def")
     flow.finalize()
-    seconds = time.process_time() - start
+    seconds, memory = time.process_time() - start, held_memory("cpu")
     scored = parts.tune if job.kind == "tuning" else parts.score
     chosen = [case for case in cases if case.patient in set(scored)]
     result = {
@@ -220,6 +251,7 @@ def train_and_score(protocol: Protocol, job: Job, cases: Sequence[Case], state: 
         "parameters": sum(p.numel() for p in network.parameters()),
         "learned_from": draw_labelled(cases, parts.learn, job.labels, 0 if protocol.split.folds else job.draw),
         "seconds": round(seconds),
+        "peak_memory_mib": round(memory),
         "train_loss": curve(folder / "tensorboard", "train_loss"),
         "scores": score(protocol, ids, chosen, folder / job.kind),
     }
@@ -243,12 +275,16 @@ def score(
     flow = build([*protocol.config, *protocol.evaluate], replaced)
     if without_blocks:
         take_blocks_out(flow.parser.get_parsed_content("network_def"))
+    twins = TwinShare(protocol.twins)
+    if protocol.twins:
+        twins.attach(flow.parser.get_parsed_content("evaluator"))
     flow.run()
     flow.finalize()
     with (folder / "cases.csv").open(newline="", encoding="utf-8") as stream:
         rows = list(csv.DictReader(stream))
     patients = {case.name: case.patient for case in cases}
-    return [{"patient": patients[row["case"]], **_numbers(row)} for row in rows if row.get("label") != "mean"]
+    scored = [{"patient": patients[row["case"]], **_numbers(row)} for row in rows if row.get("label") != "mean"]
+    return [row | {"twin_share": twins.shares[row["case"]]} for row in scored] if protocol.twins else scored
 
 
 def _numbers(row: dict[str, str]) -> dict[str, Any]:

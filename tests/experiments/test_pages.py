@@ -1,19 +1,20 @@
 """The tables of a page, from generated results."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import yaml
 
 from benchmarks.experiments.pages import draw_figures, tables
-from benchmarks.experiments.protocol import read_protocol
+from benchmarks.experiments.protocol import Comparison, read_protocol
 from benchmarks.experiments.scores import macro_auc, patient_scores
 from tests.experiments.test_runs import PLAN
 
 
 @pytest.fixture
 def protocol(tmp_path):
-    plan = {**PLAN, "runs": [{"labels": 2, "draws": 2, "arms": ["scratch", "next"]}]}
+    plan = {**PLAN, "twins": [], "runs": [{"labels": 2, "draws": 2, "arms": ["scratch", "next"]}]}
     (tmp_path / "plan.yaml").write_text(yaml.safe_dump(plan, sort_keys=False))
     return read_protocol("plan", tmp_path)
 
@@ -29,6 +30,8 @@ def result(arm: str, draw: int, dice: list[float]) -> dict[str, Any]:
     return {
         **described,
         "rate": 0.01,
+        "seconds": 3,
+        "peak_memory_mib": 100,
         "steps": 2,
         "parameters": 10**6,
         "scores": rows,
@@ -51,10 +54,18 @@ def test_a_comparison_that_was_not_run_is_said_to_be(protocol) -> None:
     assert row == ["next - scratch", "2", "not run", None, None, None, None, "0 of 2"]
 
 
+def test_a_margin_asks_whether_an_arm_is_not_worse_by_more(protocol) -> None:
+    asked = replace(protocol, main=[replace(pair, margin=0.05) for pair in protocol.main])
+    table = tables(asked, results())["main"]
+    assert (table["columns"][-1], table["rows"][0][-1]) == ("not worse by more than", "yes, 0.05")
+    asked = replace(protocol, main=[Comparison("scratch", "next", 2, margin=0.05)])
+    assert tables(asked, results())["main"]["rows"][0][-1] == "not shown, 0.05"
+
+
 def test_scores_are_means_over_patients_with_what_runs_differ_by(protocol) -> None:
     rows = tables(protocol, results())["scores"]["rows"]
     assert rows[0][:5] == ["2", "scratch", "0.600", "0.071", "0.600"]
-    assert rows[1] == ["2", "next", "0.650", None, "0.600", "0.650 0.650", "1 of 2", "0.01", 2, "1.00"]
+    assert rows[1] == ["2", "next", "0.650", None, "0.600", "0.650 0.650", "1 of 2", "0.01", 2, "1.00", "1.50", 100]
 
 
 def test_the_blocks_replaced_by_the_identity_are_compared_with_the_whole_network(protocol) -> None:

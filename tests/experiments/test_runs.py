@@ -19,7 +19,7 @@ PLAN = {
     "task": "segmentation", "data": "task", "split": {"seed": 0, "score": 1, "tune": 1},
     "config": ["configs/train.json"], "evaluate": ["configs/evaluate.json"],
     "ids": {**SIZES, "attention": "none", "feature_size": 4, "batch_size": 2}, "steps": 2,
-    "rates": [1.0e-3, 1.0e-2], "tuned_with": 2, "identity_test": True,
+    "rates": [1.0e-3, 1.0e-2], "tuned_with": 2, "identity_test": True, "twins": [[5, 6]],
     "pretraining": {
         "next": {
             "config": ["configs/pretrain.yaml"], "steps": 2,
@@ -76,6 +76,7 @@ def test_every_job_of_a_plan_has_its_result_with_scores_and_settings(task, tmp_p
             assert len(result["learned_from"]) == 2
             assert not {row["patient"] for row in result["scores"]} & set(result["learned_from"])
             assert result["rate"] == best
+            assert all(0 <= row["twin_share"] <= 1 for row in result["scores"])
             assert {row["label"] for row in result["scores"]} >= {"ellipsoid", "landmark"}
             assert ("scores_without_blocks" in result) == (result["arm"] != "peer")
 
@@ -96,6 +97,13 @@ def test_without_the_transformer_the_light_head_computes_what_it_does_on_silent_
     image = torch.randn(1, 1, 8, 8, 8)
     expected = network.head([torch.zeros(1, 1, 2, 2, 2)], network.head.stem(image))
     assert torch.equal(network(image), expected)
+
+
+def test_twins_taken_for_each_other_are_counted_among_their_own_voxels() -> None:
+    twins = workflows.TwinShare([(1, 3)])
+    truth, prediction = np.array([0, 1, 1, 3, 3, 2]), np.array([0, 1, 3, 3, 1, 1])
+    assert twins.share(truth, prediction) == 0.5
+    assert np.isnan(twins.share(np.array([0, 2]), np.array([1, 3])))
 
 
 def test_a_peer_is_padded_to_the_multiple_it_wants_and_cut_back() -> None:
