@@ -7,7 +7,8 @@ import re
 import numpy as np
 from digar.inference.journal import DONE, FAILED, Outcome
 from digar.inference.page import ROWS, report_page
-from digar.volumes.pictures import thumbnail
+from digar.volumes.pictures import label_colour, thumbnail
+from matplotlib.colors import to_hex
 from PIL import Image
 
 LABELS = {1: "front", 2: "back"}
@@ -101,3 +102,24 @@ def test_the_counts_stand_at_the_top():
 
 def test_pictures_of_a_former_run_are_not_shown_where_none_are_wanted():
     assert "image/jpeg" not in report_page(FACTS, [outcome(picture=picture())], LABELS, thumbnails=False)
+
+
+def test_a_column_of_a_label_has_its_colour_which_is_that_of_the_pictures():
+    page = report_page(FACTS, [outcome(picture=picture())], LABELS)
+    for value, name in LABELS.items():
+        assert f'<span class="key" style="background: {to_hex(label_colour(value))}"></span>{name}, ml' in page
+
+
+def test_the_page_names_its_folders_and_its_use_and_tells_of_earlier_runs():
+    facts = {**FACTS, "input": "/data/<ward>", "output": "/data/masks", "done_before": 2}
+    page = report_page(facts, [outcome()], LABELS)
+    assert "Images: /data/&lt;ward&gt;<br>Masks: /data/masks" in page
+    assert "Research only: not a medical device" in page
+    assert "2 images were finished before it" in page
+    assert "finished before it" not in report_page({**facts, "done_before": 0}, [outcome()], LABELS)
+
+
+def test_an_image_with_warnings_says_so_in_its_status():
+    warned = outcome()
+    warned.warnings = ["odd spacing"]
+    assert '<td class="status">done, with warnings</td>' in report_page(FACTS, [warned], LABELS)

@@ -89,6 +89,8 @@ class RunRecord:
         metadata = read_json(self.metadata_file, dict)
         weights = file_hash(self.weights_file)
         about = {
+            "input": _common_folder(cases),
+            "output": str(self.output_dir),
             "bundle": " ".join(str(metadata.get(name)) for name in ("name", "version")),
             "weights": str(self.weights_file),
             "weights_sha256": weights,
@@ -276,3 +278,10 @@ class RunRecord:
     def keep_picture(self, outcome: Outcome, picture: str) -> None:
         """Count the bytes of a picture."""
         self.room[bool(outcome.warnings)] -= len(picture)
+
+
+def _common_folder(cases: Sequence[Case]) -> str:
+    """The folder that all images lie in."""
+    first = (case["image"] if isinstance(case["image"], str) else case["image"][0] for case in cases)
+    folders = {os.path.dirname(os.path.abspath(path)) for path in first}
+    return os.path.commonpath(folders) if folders else ""

@@ -112,6 +112,7 @@ def _counts(journal: Journal, run: str, names: Sequence[str], outcomes: Outcomes
         "with_warnings": sum(entry.warned and not entry.failed for entry in entries),
         "failed": failed,
         "not_run": len(names) - len(entries),
+        "done_before": sum(entry.ended < journal.runs[run]["began"] for entry in entries),
         "of_other_settings": sum(entry.run != run and not entry.failed for entry in journal.latest.values()),
     }
 
