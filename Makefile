@@ -17,13 +17,13 @@ demo: .venv/installed
 	rm -rf $(DEMO)
 	$(BIN)/python -m digar phantoms $(DEMO)/task --training 60 --test 8
 	$(RUN) pretraining --config_file "['configs/pretrain.yaml','configs/demo.json']" --dataset_dir $(DEMO)/task \
-		--output_dir $(DEMO)/pretraining --cache_dir $(DEMO)/cache --max_epochs 10
+		--task configs/demo_task.yaml --output_dir $(DEMO)/pretraining --cache_dir $(DEMO)/cache
 	$(RUN) training --config_file "['configs/train.json','configs/demo.json']" --dataset_dir $(DEMO)/task \
-		--output_dir $(DEMO)/training --weights_file $(DEMO)/model.pt \
-		--pretrained $(DEMO)/pretraining/pretrained.pt --max_epochs 40 --val_interval 10
-	$(RUN) --config_file "['configs/train.json','configs/evaluate.json','configs/demo.json']" --dataset_dir $(DEMO)/task \
+		--pretrained $(DEMO)/pretraining/pretrained.pt --output_dir $(DEMO)/training --weights_file $(DEMO)/model.pt \
+		--val_interval 10
+	$(RUN) --config_file "['configs/train.json','configs/evaluate.json']" --dataset_dir $(DEMO)/task \
 		--output_dir $(DEMO)/evaluation --weights_file $(DEMO)/model.pt
-	$(RUN) --config_file "['configs/inference.json','configs/demo.json']" --dataset_dir $(DEMO)/task/imagesTs \
+	$(RUN) --config_file configs/inference.json --dataset_dir $(DEMO)/task/imagesTs \
 		--output_dir $(DEMO)/masks --weights_file $(DEMO)/model.pt
 	$(BIN)/python -m digar compare $(DEMO)/masks $(DEMO)/task/labelsTs --images $(DEMO)/task/imagesTs -o $(DEMO)/scores
 

@@ -77,9 +77,7 @@ class Padded(nn.Module):
 
 
 def peer(network: dict[str, Any]) -> dict[str, Any]:
-    """The ids of a network that has no backbone of ours: AdamW with the same rate, no curves of gates."""
-    handlers = json.loads((ROOT / "configs/train.json").read_text(encoding="utf-8"))["train"]["handlers"]
-    curves = next(i for i, handler in enumerate(handlers) if handler["_target_"].endswith("TrainingCurves"))
+    """The ids of a network that has no backbone of ours: AdamW with the same rate."""
     optimizer = {
         "_target_": "torch.optim.AdamW",
         "params": "$@network_def.parameters()",
@@ -87,7 +85,7 @@ def peer(network: dict[str, Any]) -> dict[str, Any]:
         "weight_decay": "@weight_decay",
         "fused": True,
     }
-    return {"network_def": network, "optimizer": optimizer, f"train#handlers#{curves}#_disabled_": True}
+    return {"network_def": network, "optimizer": optimizer}
 
 
 CHANNELS = {"in_channels": "@in_channels", "out_channels": "@num_classes"}

@@ -140,7 +140,7 @@ def waiting(dataset: Dataset, arguments: argparse.Namespace, workers: int) -> di
     network.to(device)
     optimizer = build_adamw(network, learning_rate=1e-4, weight_decay=0.01, gate_rate=100.0)
     loss_function = NextPatchLoss(network.backbone.patch_size)
-    inferer = PrecisionInferer(lambda inputs, model, prefix: model(inputs, prefix), best_precision(device))
+    inferer = PrecisionInferer(best_precision(device))
     waited = worked = 0.0
     batches = iter(DataLoader(dataset, batch_size=arguments.batch, num_workers=workers, shuffle=True))
     for step in range(arguments.steps + 1):

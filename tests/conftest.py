@@ -1,5 +1,6 @@
 """Small phantom studies and a small network, shared by the tests."""
 
+import dataclasses
 import importlib.util
 import json
 import locale
@@ -10,6 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 from digar.data.phantoms import write_phantoms
+from digar.data.task import TrainedWith, write_task
+from monai.bundle import ConfigParser
 
 ROOT = Path(__file__).parents[1]
 os.environ["PYTHONPATH"] = str(ROOT / "scripts")  # for the modules that tests start
@@ -29,6 +32,29 @@ SMALL = {
     "num_workers": 0,
     "max_epochs": 1,
 }
+
+
+def random_model(folder: Path, overlay: str, seed: int = 0, **ids: object) -> Path:
+    """Weights of a network that saw nothing, and a task that says it saw mirrored images.
+
+    Args:
+        folder: of the model.
+        overlay: config over ``inference.json``.
+        seed: of the weights.
+        ids: of the config.
+
+    Returns:
+        The weights.
+    """
+    torch.manual_seed(seed)
+    parser = ConfigParser(ConfigParser.load_config_files([str(ROOT / "configs/inference.json"), overlay]))
+    parser.update({"bundle_root": str(ROOT), "task": str(ROOT / "models"), **ids})
+    network = parser.get_parsed_content("network_def")
+    torch.nn.init.normal_(network.head.out.conv.conv.bias)
+    torch.save(network.state_dict(), folder / "model.pt")
+    seen = TrainedWith(images=1, flips=[0, 1, 2])
+    write_task(dataclasses.replace(parser.get_parsed_content("run_task"), trained_with=seen), folder / "task.yaml")
+    return folder / "model.pt"
 
 
 @pytest.fixture(autouse=True)

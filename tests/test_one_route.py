@@ -3,19 +3,16 @@
 import itertools
 import json
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
-import torch
-from digar.data.task import TrainedWith, write_task
 from ignite.engine import Engine, Events
-from monai.bundle import ConfigParser, ConfigWorkflow
+from monai.bundle import ConfigWorkflow
 from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
 
-from tests.conftest import ROOT
+from tests.conftest import ROOT, random_model
 from tests.inference.standins import mask_of
 
 CODES = [
@@ -105,27 +102,15 @@ def odd_task(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def configured(names: list[str], kind: str, overlay: str, **options: object) -> ConfigWorkflow:
     files = [*(str(ROOT / "configs" / name) for name in names), overlay]
     return ConfigWorkflow(files, str(ROOT / "configs/metadata.json"), None, workflow_type=kind, **{
-        "bundle_root": str(ROOT), "num_classes": 2, "label_names": ["air", "box"], "validation_share": 0.5, **options,
+        "bundle_root": str(ROOT), "num_classes": 2, "validation_share": 0.5, **options,
     })  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def weights(small_overlay: str, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """Two models of random weights, said to be trained with mirrored images."""
-    parser = ConfigParser(ConfigParser.load_config_files([str(ROOT / "configs/inference.json"), small_overlay]))
-    parser.update({"num_classes": 2, "bundle_root": str(ROOT), "task": str(ROOT / "models")})
-    task = replace(
-        parser.get_parsed_content("run_task"), labels={1: "box"}, trained_with=TrainedWith(1, flips=[0, 1, 2])
-    )
-    paths = []
-    for seed in range(2):
-        torch.manual_seed(seed)
-        network = parser.get_parsed_content("network_def", instantiate=True)
-        folder = tmp_path_factory.mktemp("model")
-        torch.save(network.state_dict(), folder / "model.pt")
-        write_task(task, folder / "task.yaml")
-        paths.append(str(folder / "model.pt"))
-    return paths
+    """Random weights of two small networks."""
+    folders = [tmp_path_factory.mktemp("weights") for _ in range(2)]
+    return [str(random_model(folder, small_overlay, seed, num_classes=2)) for seed, folder in enumerate(folders)]
 
 
 @pytest.mark.parametrize("averaged", [False, True], ids=["plain", "mirrored ensemble"])
@@ -167,7 +152,7 @@ def test_training_and_validation_see_every_label_on_its_image(odd_task, small_ov
         ["train.json"], "training", small_overlay, dataset_dir=str(odd_task), output_dir=str(tmp_path),
         weights_file=str(tmp_path / "model.pt"),
     )  # fmt: skip
-    training.parser["train#augment"] = []
+    training.parser["train#augment"] = {}
     training.initialize()
     seen = 0
     for part in ("train", "validate"):

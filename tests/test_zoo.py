@@ -91,7 +91,9 @@ def test_the_shipped_weights_export_to_files_that_compute_the_same(tmp_path: Pat
         export(args_file=config(f"export_{kind}.json"), filepath=str(file), bundle_root=str(ROOT), **files)
         assert file.stat().st_size < MAX_BYTES
         options = {"config_file": [config("inference.json"), config("exported.json")], "bundle_root": str(ROOT)}
-        exported = ConfigWorkflow(**options, weights_file=str(file), workflow_type="inference")
+        exported = ConfigWorkflow(
+            **options, weights_file=str(file), task=str(ROOT / "models"), workflow_type="inference"
+        )
         exported.initialize()
         with torch.inference_mode():
             torch.testing.assert_close(exported.network_def(image), expected, rtol=0, atol=1e-4)

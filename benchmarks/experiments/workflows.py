@@ -113,10 +113,10 @@ def training_ids(
     if not classified:
         chosen = {"train#dataset#data": files_of(cases, labelled), "validate#dataset#data": []}
         return ids | chosen  # never validated: the last weights are scored
-    named = {"_target_": "benchmarks.experiments.workflows.named", "cases": "@cases"}
+    named = {"_target_": "benchmarks.experiments.workflows.named", "cases": "$@cases()['all']"}
     return ids | {
-        "training_cases": {**named, "names": [c.name for c in cases if c.patient in set(labelled)]},
-        "validation_cases": {**named, "names": [c.name for c in cases if c.patient in set(parts.tune)]},
+        "train#dataset#data": {**named, "names": [c.name for c in cases if c.patient in set(labelled)]},
+        "validate#dataset#data": {**named, "names": [c.name for c in cases if c.patient in set(parts.tune)]},
     }
 
 
@@ -153,9 +153,7 @@ def pretrain(protocol: Protocol, job: Job, cases: Sequence[Case], state: Path, d
         "weights_file": str(folder / "pretrained.pt"),
         "cache_dir": str(state / "cache"),
         "num_workers": 0,
-        "cases": listed["training"] + listed["validation"],
-        "training_cases": listed["training"],
-        "validation_cases": listed["validation"],
+        "cases": {**listed, "all": listed["training"] + listed["validation"]},
         "max_epochs": f"$-(-{plan.steps} // len(@train#dataloader))",
         "keep_states": 1,
         "resume": "auto",

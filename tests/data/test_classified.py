@@ -3,13 +3,15 @@
 import numpy as np
 import pytest
 import torch
-from digar.data.classified import LoadImageOrVoxelsd, check_classes, classified_cases, part_of
+from digar.data.classified import LoadImageOrVoxelsd, check_classes, classified_cases, classified_split
 
 from tests.helixes import CLASSES, write_archive, write_table
 
+PARTS = ("training", "validation", "test")
+
 
 def parts(cases: list[dict]) -> dict[str, list[str]]:
-    return {part: [case["name"] for case in part_of(cases, part)] for part in ("training", "validation", "test")}
+    return {part: [case["name"] for case in cases if case["part"] == part] for part in PARTS}
 
 
 def edit(table, old: str, new: str) -> None:
@@ -17,12 +19,17 @@ def edit(table, old: str, new: str) -> None:
 
 
 def test_a_table_gives_every_volume_its_class_and_a_split_with_every_class_in_both_parts(tmp_path):
-    cases = classified_cases(write_table(tmp_path, 12, size=4), CLASSES, 0.2, seed=0)
-    assert [case["label"] for case in cases[:4]] == [0, 0, 1, 1]
-    validation, training = part_of(cases, "validation"), part_of(cases, "training")
-    assert [case["label"] for case in validation] == [0, 1]
-    assert len(training) == 10
-    assert len(part_of(cases, "all")) == 12
+    split = classified_split(write_table(tmp_path, 12, size=4), CLASSES, 0.2, seed=0)
+    assert [case["label"] for case in split["all"][:4]] == [0, 0, 1, 1]
+    assert [case["label"] for case in split["validation"]] == [0, 1]
+    assert {part: len(cases) for part, cases in split.items()} == {
+        "training": 10,
+        "validation": 2,
+        "test": 0,
+        "all": 12,
+    }
+    fewer = classified_split(tmp_path / "table.csv", CLASSES, 0.2, seed=0, label_ratio=0.5)
+    assert (len(fewer["training"]), fewer["validation"]) == (5, split["validation"])
 
 
 def test_the_split_keeps_the_volumes_of_a_patient_together(tmp_path):
@@ -113,10 +120,8 @@ def test_an_archive_of_pictures_is_refused(tmp_path):
 
 
 def test_a_class_that_does_not_occur_in_a_part_is_refused():
-    with pytest.raises(ValueError, match="the 2 validation cases hold no volume of class right"):
-        check_classes([{"label": 0}, {"label": 0}], CLASSES, "validation")
-
-
-def test_an_unknown_part_of_the_cases_is_refused():
-    with pytest.raises(ValueError, match="part 'val' must be one of training, validation, test or all"):
-        part_of([], "val")
+    both, one = [{"label": 0}, {"label": 1}], [{"label": 0}, {"label": 0}]
+    check_classes(both, [], CLASSES)
+    for part, cases in (("training", (one, both)), ("validation", (both, one))):
+        with pytest.raises(ValueError, match=f"the 2 {part} cases hold no volume of class right"):
+            check_classes(*cases, CLASSES)

@@ -15,11 +15,12 @@ from digar.data.datalists import (
     label_names,
     label_subset,
     labelled_cases,
-    labelled_part,
+    labelled_split,
     scans,
     split_cases,
 )
 from digar.data.phantoms import LABELS as PHANTOMS
+from digar.data.splits import part_of
 from digar.volumes.checks import CheckedLoadImaged
 
 NAMES = ("delta", "alpha", "echo", "bravo", "charlie", "hotel", "golf", "foxtrot")  # not in alphabetical order
@@ -241,10 +242,22 @@ def test_smaller_shares_of_the_labels_are_parts_of_larger_ones():
 
 
 def test_another_draw_of_labels_keeps_the_same_cases_held_out(task):
-    drawn = [labelled_part(task, PHANTOM_LABELS, 0.4, 0, "training", 0.4, label_seed) for label_seed in range(4)]
-    held_out = labelled_part(task, PHANTOM_LABELS, 0.4, 0, "validation")
-    assert len({case["image"] for cases in drawn for case in cases}) > 1
-    assert not [case for cases in drawn for case in cases if case in held_out]
+    splits = [
+        labelled_split(task, PHANTOM_LABELS, 0.4, 0, label_ratio=0.4, label_seed=label_seed) for label_seed in range(4)
+    ]
+    drawn = [case["image"] for split in splits for case in split["training"]]
+    held_out = [case["image"] for case in splits[0]["validation"]]
+    assert len(set(drawn)) > 1
+    assert not set(drawn) & set(held_out)
+    assert all(split["validation"] == splits[0]["validation"] for split in splits)
+    assert [len(cases) for cases in splits[0].values()] == [1, 2, 5]
+
+
+def test_an_unknown_part_is_refused_with_the_known_ones():
+    split: dict = {"training": CASES, "validation": [], "all": CASES}
+    assert part_of(split, "all") == CASES
+    with pytest.raises(ValueError, match="part 'val' must be one of training, validation, all"):
+        part_of(split, "val")
 
 
 def test_a_label_subset_depends_on_its_seed_alone_and_keeps_the_order():

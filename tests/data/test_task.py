@@ -11,6 +11,7 @@ from digar.data.task import (
     Task,
     TrainedWith,
     check_models,
+    compare_with_pretraining,
     contradictions,
     find_task,
     model_file,
@@ -68,7 +69,7 @@ def test_labels_may_have_codes(tmp_path):
     assert task.codes[1]["type"] == ("10200004", "SCT", "Liver")
     assert with_overrides(task, 1, 3).codes == task.codes
     assert with_overrides(task, 1, 2).codes == {}
-    assert not contradictions(TASK, task)[0]
+    assert contradictions(TASK, task) == []
     for codes in ({3: CODES[1]}, {1: {"type": ["a", "b", "c"]}}, {1: {**CODES[1], "type": ["a", "b"]}}, [1], {1: None}):
         with pytest.raises(ValueError, match="task.yaml: codes: "):
             read_task(write(tmp_path, codes=codes))
@@ -186,9 +187,9 @@ def test_without_a_task_it_is_said_what_to_do(tmp_path):
 
 
 def test_overrides_replace_what_the_task_says_and_drop_names_that_no_longer_fit():
-    same = with_overrides(TASK, in_channels=1, num_classes=3, crop=TASK.crop, network={"attention": "full+sequence"})
+    same = with_overrides(TASK, in_channels=1, num_classes=3, crop=TASK.crop, attention="full+sequence")
     assert same == TASK
-    other = with_overrides(TASK, in_channels=2, num_classes=2, spacing=2, network={"size": "base"})
+    other = with_overrides(TASK, in_channels=2, num_classes=2, spacing=2, size="base")
     assert other.channels == ("channel 0", "channel 1")
     assert other.labels == {1: "label 1"}
     assert other.spacing == (2.0, 2.0, 2.0)
@@ -208,17 +209,17 @@ def test_an_override_of_a_wrong_kind_is_refused_by_its_key():
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
-        ({"labels": {1: "tumour", 2: "liver"}}, "labels: 1 liver, 2 tumour were trained, not 1 tumour, 2 liver"),
-        ({"labels": {1: "liver"}}, "labels: 1 liver, 2 tumour were trained, not 1 liver"),
-        ({"channels": ("CT", "PET")}, "channels: the network takes 1, not 2"),
-        ({"spacing": (1.0, 1.0, 3.5)}, "spacing: 1.0 x 1.0 x 2.5 mm was trained, not 1.0 x 1.0 x 3.5"),
-        ({"patch": (4, 4, 4)}, "patch: 8 x 8 x 8 was trained, not 4 x 4 x 4"),
+        ({"labels": {1: "tumour", 2: "liver"}}, "labels: trained for 1 liver, 2 tumour, not 1 tumour, 2 liver: values"),
+        ({"labels": {1: "liver"}}, "labels: trained for 1 liver, 2 tumour, not 1 liver"),
+        ({"channels": ("CT", "PET")}, "channels: trained for CT, not CT, PET: the network takes another number"),
+        ({"spacing": (1.0, 1.0, 3.5)}, "spacing: trained for 1 x 1 x 2.5 mm, not 1 x 1 x 3.5 mm: structures"),
+        ({"patch": (4, 4, 4)}, "patch: trained for 8 x 8 x 8, not 4 x 4 x 4"),
         (
-            {"network": Network(attention="full+grid", dilation=3)},
-            "attention: full.sequence was trained, not full.grid",
+            {"network": Network(attention="full", dilation=3)},
+            "attention full.sequence.*, not .*full, dilation 3",
         ),
-        ({"intensity": "percentiles"}, "intensity: the window -100 to 300 was trained, not percentiles"),
-        ({"intensity": (-1000, 300)}, "intensity: the window -100 to 300 was trained, not the window -1000 to 300"),
+        ({"intensity": "percentiles"}, "intensity: trained for the window -100 to 300, not percentiles: tissues"),
+        ({"intensity": (-1000, 300)}, "not the window -1000 to 300"),
     ],
 )
 def test_what_makes_masks_wrong_is_refused_with_what_it_would_do(keys, message, tmp_path):
@@ -249,7 +250,8 @@ def test_mirroring_along_an_axis_that_was_not_mirrored_in_training_is_refused(tm
     check_models([tmp_path], TASK, mirroring=[0])
     with pytest.raises(ValueError, match=r"mirroring: .*without mirrored images along axes \[1, 2\]"):
         check_models([tmp_path], TASK, mirroring=[0, 1, 2])
-    assert contradictions(dataclasses.replace(TASK, trained_with=TrainedWith(3)), TASK, [0])[0]
+    (other,) = contradictions(dataclasses.replace(TASK, trained_with=TrainedWith(3)), TASK, [0])
+    assert other.wrong
 
 
 def test_weights_whose_training_nobody_knows_are_warned_of(tmp_path, caplog):
@@ -257,9 +259,19 @@ def test_weights_whose_training_nobody_knows_are_warned_of(tmp_path, caplog):
     assert "nothing tells whether these weights were trained for this task" in caplog.text
     write_task(dataclasses.replace(TASK, trained_with=None), tmp_path / "task.yaml")
     check_models([tmp_path / "model.pt"], TASK, mirroring=[0])
-    assert "mirroring may spoil its masks" in caplog.text
+    assert "nothing tells whether the network was trained with mirrored images" in caplog.text
 
 
 def test_a_task_is_written_as_plain_values():
     assert isinstance(TASK, Task)
     assert json.dumps(dataclasses.asdict(TASK))
+
+
+def test_a_training_that_differs_from_its_pretraining_is_warned_of(tmp_path, caplog):
+    write(tmp_path)
+    compare_with_pretraining(tmp_path / "pretrained.pt", dataclasses.replace(TASK, crop=(16, 16, 16), labels={1: "x"}))
+    compare_with_pretraining(None, TASK)
+    compare_with_pretraining(tmp_path / "elsewhere/pretrained.pt", TASK)
+    assert caplog.text == ""
+    compare_with_pretraining(tmp_path / "pretrained.pt", dataclasses.replace(TASK, network=Network(attention="full")))
+    assert "attention full+sequence" in caplog.text

@@ -1,6 +1,5 @@
 """``configs/inference.json`` as a command, as a library, in several processes, and as MONAI Label takes it."""
 
-import dataclasses
 import json
 import os
 import re
@@ -13,12 +12,11 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from digar.data.task import TrainedWith, write_task
 from digar.inference.description import settings_hash
 from monai.bundle import ConfigParser, ConfigWorkflow
 from monai.transforms import Compose, Invertd, LoadImaged, SaveImaged
 
-from tests.conftest import ROOT
+from tests.conftest import ROOT, random_model
 from tests.inference.standins import blob, mask_of, write_volume
 
 CONFIG = str(ROOT / "configs/inference.json")
@@ -26,17 +24,8 @@ CONFIG = str(ROOT / "configs/inference.json")
 
 @pytest.fixture(scope="module")
 def weights(small_overlay: str, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Random weights of the small network, said to be trained with mirrored images."""
-    torch.manual_seed(0)
-    parser = ConfigParser(ConfigParser.load_config_files([CONFIG, small_overlay]))
-    parser["bundle_root"], parser["task"] = str(ROOT), str(ROOT / "models")
-    network = parser.get_parsed_content("network_def")
-    torch.nn.init.normal_(network.head.out.conv.conv.bias)
-    path = tmp_path_factory.mktemp("weights") / "model.pt"
-    torch.save(network.state_dict(), path)
-    task = dataclasses.replace(parser.get_parsed_content("run_task"), trained_with=TrainedWith(1, flips=[0, 1, 2]))
-    write_task(task, path.with_name("task.yaml"))
-    return str(path)
+    """Random weights of the small network."""
+    return str(random_model(tmp_path_factory.mktemp("weights"), small_overlay))
 
 
 @pytest.fixture
@@ -103,7 +92,7 @@ OVERRIDES = {
     "spacing": [7.0, 7.0, 7.0],
     "nonfinite_share": 0.5,
     "volumes_4d": "each",
-    "preprocessing#transforms#1#spacing": [9.0, 8.0, 8.0],
+    "grid#spacing": [9.0, 8.0, 8.0],
     "preprocessing#transforms#0#nonfinite_share": 0.2,
     "largest_component": True,
     "label_mapping": {"1": 40},

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from digar.data.task import parse_task
 from digar.inference.masks import LargestComponentd, RemapLabelsd, volumes_ml, written_codes, written_labels
 from monai.data import MetaTensor
 
@@ -39,7 +40,8 @@ def test_labels_get_the_values_asked_for_and_others_stay():
     ],
 )
 def test_written_values_have_names(names, mapping, expected):
-    assert written_labels(names, 3, mapping) == expected
+    task = parse_task({"name": "T", "channels": ["MR"], "labels": names, "spacing": 1, "crop": 8, "patch": 4})
+    assert written_labels(task, mapping) == expected
 
 
 def test_volumes_are_in_millilitres():

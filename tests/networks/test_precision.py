@@ -3,7 +3,6 @@
 import pytest
 import torch
 from digar.networks.precision import PRECISIONS, PrecisionInferer, best_precision
-from monai.inferers import Inferer, SimpleInferer, SlidingWindowInferer
 from torch import Tensor, nn
 
 
@@ -23,37 +22,32 @@ class Probe(nn.Module):
 
 
 IMAGE = torch.rand(1, 1, 6, 6, 6, generator=torch.Generator().manual_seed(0))
-INFERERS = pytest.mark.parametrize(
-    "inferer", [SimpleInferer(), SlidingWindowInferer(roi_size=(4, 4, 4), overlap=0.25)], ids=["simple", "window"]
-)
 
 
-@INFERERS
 @pytest.mark.parametrize("precision", PRECISIONS)
-def test_the_network_runs_in_the_precision_asked_for_and_the_result_is_float32(precision, inferer: Inferer):
+def test_the_network_runs_in_the_precision_asked_for_and_the_result_is_float32(precision):
     probe = Probe()
-    result = PrecisionInferer(inferer, precision)(IMAGE, probe)
+    result = PrecisionInferer(precision)(IMAGE, probe)
     assert probe.computed_in == {getattr(torch, precision)}
     assert result.dtype == torch.float32
     assert result.shape == (1, 2, 6, 6, 6)
 
 
-@INFERERS
-def test_float32_is_what_the_inferer_gives_alone(inferer: Inferer):
+def test_float32_is_what_the_network_gives_alone():
     probe = Probe()
-    assert torch.equal(PrecisionInferer(inferer, "float32")(IMAGE, probe), inferer(IMAGE, probe))
+    assert torch.equal(PrecisionInferer("float32")(IMAGE, probe), probe(IMAGE))
 
 
 def test_bfloat16_is_close_to_float32_and_not_equal():
     probe = Probe()
-    half, full = (PrecisionInferer(SimpleInferer(), precision)(IMAGE, probe) for precision in PRECISIONS)
+    half, full = (PrecisionInferer(precision)(IMAGE, probe) for precision in PRECISIONS)
     torch.testing.assert_close(half, full, rtol=0.02, atol=0.02)
     assert not torch.equal(half, full)
 
 
 def test_gradients_in_bfloat16_are_float32_and_finite():
     probe = Probe()
-    PrecisionInferer(SimpleInferer(), "bfloat16")(IMAGE, probe).square().mean().backward()
+    PrecisionInferer("bfloat16")(IMAGE, probe).square().mean().backward()
     gradient = probe.convolution.weight.grad
     assert gradient.dtype == torch.float32
     assert gradient.isfinite().all()
@@ -64,19 +58,19 @@ def test_further_arguments_reach_the_network():
     def add(image: Tensor, amount: Tensor) -> Tensor:
         return image + amount
 
-    result = PrecisionInferer(SimpleInferer(), "float32")(IMAGE, add, torch.tensor(2.0))
+    result = PrecisionInferer("float32")(IMAGE, add, torch.tensor(2.0))
     torch.testing.assert_close(result, IMAGE + 2)
 
 
 def test_precision_outside_the_call_is_left_as_it_was():
-    PrecisionInferer(SimpleInferer(), "bfloat16")(IMAGE, Probe())
+    PrecisionInferer("bfloat16")(IMAGE, Probe())
     assert not torch.is_autocast_enabled("cpu")
 
 
 @pytest.mark.parametrize("precision", ["float16", "half", ""])
 def test_an_unknown_precision_is_refused_with_those_there_are(precision):
     with pytest.raises(ValueError, match=f"precision '{precision}' must be one of bfloat16, float32"):
-        PrecisionInferer(SimpleInferer(), precision)
+        PrecisionInferer(precision)
 
 
 # The choice
@@ -84,7 +78,7 @@ def test_an_unknown_precision_is_refused_with_those_there_are(precision):
 
 @pytest.mark.parametrize("device", ["cpu", torch.device("cpu")], ids=["name", "device"])
 def test_the_best_precision_of_this_cpu_is_one_that_the_inferer_takes(device):
-    assert PrecisionInferer(SimpleInferer(), best_precision(device)).dtype in PRECISIONS.values()
+    assert PrecisionInferer(best_precision(device)).dtype in PRECISIONS.values()
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import torch
 from monai.data import ImageReader, MetaTensor
 
 from digar.data.layouts import Case
-from digar.data.splits import split_cases
+from digar.data.splits import Split, label_subset, split_cases
 from digar.volumes.checks import WARNINGS, CheckedLoadImaged, mend
 from digar.volumes.files import read_table
 from digar.volumes.reading import volume_exists
@@ -112,29 +112,40 @@ def _archive_cases(path: Path, classes: Sequence[str]) -> list[Case]:
     return cases
 
 
-def part_of(cases: Sequence[Case], part: str) -> list[Case]:
-    """The cases of one part: training, validation, test, or all.
+def classified_split(
+    dataset_dir: str | Path,
+    classes: Sequence[str],
+    validation_share: float,
+    seed: int,
+    label_ratio: float = 1.0,
+) -> Split:
+    """The cases by part: ``training``, ``validation``, ``test`` and ``all``.
+
+    Args:
+        dataset_dir, classes, validation_share, seed: see :func:`classified_cases`.
+        label_ratio: share of the training cases that is used, see :func:`digar.data.datalists.label_subset`.
 
     Raises:
-        ValueError: the part is none of these.
+        FileNotFoundError, ValueError: see :func:`classified_cases`.
     """
-    if part not in (*PARTS, "all"):
-        raise ValueError(f"part {part!r} must be one of {', '.join(PARTS)} or all")
-    return [case for case in cases if part in (case["part"], "all")]
+    cases = classified_cases(dataset_dir, classes, validation_share, seed)
+    split = {part: [case for case in cases if case["part"] == part] for part in PARTS}
+    return {**split, "training": label_subset(split["training"], label_ratio, seed), "all": cases}
 
 
-def check_classes(cases: Sequence[Case], classes: Sequence[str], part: str) -> None:
-    """Refuse cases among which a class does not occur: it could not be learned, and its AUC is undefined.
+def check_classes(training: Sequence[Case], validation: Sequence[Case], classes: Sequence[str]) -> None:
+    """Refuse training or validation cases without a class: it could not be learned, and its AUC is undefined.
 
     Raises:
         ValueError: names the classes and the part.
     """
-    absent = [name for index, name in enumerate(classes) if not any(case["label"] == index for case in cases)]
-    if absent:
-        raise ValueError(
-            f"the {len(cases)} {part} cases hold no volume of class {', '.join(absent)}: add some, raise "
-            "validation_share or label_ratio, or leave the class out"
-        )
+    for part, cases in (("training", training), ("validation", validation or training)):
+        absent = [name for index, name in enumerate(classes) if all(case["label"] != index for case in cases)]
+        if absent:
+            raise ValueError(
+                f"the {len(cases)} {part} cases hold no volume of class {', '.join(absent)}: add some, raise "
+                "validation_share or label_ratio, or leave the class out"
+            )
 
 
 class LoadImageOrVoxelsd(CheckedLoadImaged):

@@ -13,7 +13,7 @@ from digar.data.facts import CaseFacts, case_facts
 from digar.data.layouts import Case, read_data
 from digar.data.layouts.layout import case_images
 from digar.data.layouts.msd import MsdTask
-from digar.data.splits import by_patient, describe_patients, label_subset, split_cases
+from digar.data.splits import Split, by_patient, describe_patients, label_subset, split_cases
 from digar.data.task import unnamed
 from digar.volumes.checks import WARNINGS
 from digar.volumes.header import VolumeError
@@ -77,28 +77,24 @@ def image_files(folder: str | Path) -> list[Path]:
     return [Path(path) for path in found]
 
 
-def labelled_part(
+def labelled_split(
     dataset_dir: str | Path,
     labels: Mapping[int, str],
     validation_share: float,
     seed: int,
-    part: str,
+    fold: int = 0,
     label_ratio: float = 1.0,
     label_seed: int = 0,
-    fold: int = 0,
     patient_pattern: str | None = None,
-) -> list[Case]:
-    """The labelled cases of data in any layout that a run works on.
+) -> Split:
+    """The labelled cases of data in any layout: ``training``, ``validation``, ``test`` where there is one, ``all``.
 
     Args:
         dataset_dir: see :func:`digar.data.layouts.read_data`.
         labels: of the network, by value.
-        validation_share: share held out; see :func:`split_cases`.
-        seed: draws the split.
-        part: ``training``, ``validation`` or ``all``.
-        label_ratio: share of the part that is used; see :func:`label_subset`.
+        validation_share, seed, fold: what is held out, see :func:`split_cases`.
+        label_ratio: share of the training patients that is used; see :func:`label_subset`.
         label_seed: draws that share, apart from the split, so that several draws keep the same cases held out.
-        fold: which share is held out; see :func:`split_cases`.
         patient_pattern: see :func:`digar.data.splits.by_patient`.
 
     Raises:
@@ -107,9 +103,11 @@ def labelled_part(
     """
     check_labels(dataset_dir, labels)
     cases = labelled_cases(dataset_dir, patient_pattern)
-    if part != "validation":  # said once in a run
-        logger.info("%s; %s", read_data(dataset_dir, labelled=True).describe(), describe_patients(cases))
-    return label_subset(split_cases(cases, validation_share, seed, part, fold), label_ratio, label_seed)
+    logger.info("%s; %s", read_data(dataset_dir, labelled=True).describe(), describe_patients(cases))
+    test = ["test"] * any(case.get("part") == "test" for case in cases)
+    parts = ("training", "validation", *test, "all")
+    split = {part: split_cases(cases, validation_share, seed, part, fold) for part in parts}
+    return {**split, "training": label_subset(split["training"], label_ratio, label_seed)}
 
 
 def check_labels(dataset_dir: str | Path, labels: Mapping[int, str]) -> None:

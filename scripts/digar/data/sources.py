@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 
 from digar.data.layouts import Case
 from digar.data.sequences.kind import SequenceKind
-from digar.data.splits import split_cases
+from digar.data.splits import Split, split_cases
 from digar.volumes.prepared import case_files
 
 
@@ -29,6 +29,13 @@ def pretraining_cases(kinds: Mapping[str, SequenceKind]) -> list[Case]:
 def left_out_cases(kinds: Mapping[str, SequenceKind]) -> list[tuple[str, str]]:
     """What :func:`pretraining_cases` leaves out: file or folder, and the reason, each."""
     return [row for kind in kinds.values() if kind.source is not None for row in kind.left_out(kind.source)]
+
+
+def pretraining_split(kinds: Mapping[str, SequenceKind], validation_share: float, seed: int, fold: int = 0) -> Split:
+    """The cases of the kinds by part, ``training``, ``validation`` and ``all``: see :func:`split_by_patient`."""
+    cases = pretraining_cases(kinds)
+    parts = ("training", "validation", "all")
+    return {part: split_by_patient(cases, validation_share, seed, part, fold) for part in parts}
 
 
 def split_by_patient(cases: Sequence[Case], validation_share: float, seed: int, part: str, fold: int = 0) -> list[Case]:

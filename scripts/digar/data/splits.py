@@ -11,6 +11,7 @@ from digar.volumes.search import case_name, case_names
 
 PART_OF_PATIENT = re.compile(r"(.*\d)[_\-.][A-Za-z][A-Za-z0-9]*")  # acdc_001_ed: patient acdc_001
 PARTS = ("training", "validation", "test")
+Split = dict[str, list[Case]]  # by part
 
 
 def by_patient(cases: Sequence[Case], pattern: str | None = None) -> list[Case]:
@@ -169,3 +170,14 @@ def label_subset(cases: Sequence[Case], label_ratio: float, seed: int) -> list[C
     random.Random(seed).shuffle(order)
     kept = set(order[: max(round(len(order) * label_ratio), 1)])
     return [case for case, patient in zip(cases, patients, strict=True) if patient in kept]
+
+
+def part_of(split: Split, part: str) -> list[Case]:
+    """The cases of one part of a split.
+
+    Raises:
+        ValueError: it has no such part.
+    """
+    if part not in split:
+        raise ValueError(f"part {part!r} must be one of {', '.join(split)}: the data have no other")
+    return split[part]

@@ -6,9 +6,9 @@ by people, and read by every workflow; nothing in it is ever evaluated.
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 
@@ -412,9 +412,7 @@ def _build(kind: type, content: Any, prefix: str) -> Any:
 # Overriding
 
 
-def with_overrides(
-    task: Task, in_channels: int, num_classes: int | None = None, network: Mapping[str, Any] | None = None, **keys: Any
-) -> Task:
+def with_overrides(task: Task, in_channels: int, num_classes: int | None = None, **values: Any) -> Task:
     """The task that a run has in fact, where ids of the config were given other values than the task's.
 
     Another number of channels or classes has no names from the task: they are called ``channel 0``, ``label 1``, ...
@@ -422,17 +420,17 @@ def with_overrides(
     Args:
         task: as it was read.
         in_channels, num_classes: of the run's network.
-        network: keys of its network that may differ.
-        keys: of the task, that may differ.
+        values: of other keys of the task, and of its network's.
 
     Raises:
         ValueError: names the key and what it takes.
     """
-    plain = to_plain(task) | keys
-    plain["network"] = plain["network"] | dict(network or {})
+    plain = to_plain(task)
+    for key, value in values.items():
+        (plain["network"] if key in plain["network"] else plain)[key] = value
     if in_channels != task.in_channels:
         plain["channels"] = [f"channel {number}" for number in range(in_channels)]
-    if keys.get("classes"):
+    if values.get("classes"):
         plain["labels"] = {}
     elif num_classes not in (None, task.num_classes):
         plain["labels"] = {value: unnamed(value) for value in range(1, num_classes)}
@@ -453,6 +451,14 @@ def label_name(labels: Mapping[int, str], label: int) -> str:
 # Weights and their task
 
 
+class Contradiction(NamedTuple):
+    """Where a run differs from what its weights were trained for: the key, and what that does to masks."""
+
+    key: str
+    wrong: bool  # masks would be wrong, rather than perhaps worse
+    text: str
+
+
 def check_models(weights_files: Sequence[str | Path], task: Task, mirroring: Sequence[int] = ()) -> None:
     """Compare what a run does with what its weights were trained for, by the task beside them.
 
@@ -469,9 +475,11 @@ def check_models(weights_files: Sequence[str | Path], task: Task, mirroring: Seq
         if not file.is_file():
             logger.warning("there is no %s: nothing tells whether these weights were trained for this task", file)
             continue
-        wrong, odd = contradictions(read_task(file), task, mirroring)
-        for text in odd:
-            logger.warning("%s: %s", file, text)
+        found = contradictions(read_task(file), task, mirroring)
+        for other in found:
+            if not other.wrong:
+                logger.warning("%s: %s", file, other.text)
+        wrong = [other.text for other in found if other.wrong]
         if wrong:
             raise ValueError(
                 f"{weights} was trained for another task than this run has ({file}):\n"
@@ -480,67 +488,69 @@ def check_models(weights_files: Sequence[str | Path], task: Task, mirroring: Seq
             )
 
 
-def contradictions(own: Task, used: Task, mirroring: Sequence[int] = ()) -> tuple[list[str], list[str]]:
-    """What makes masks wrong, and what may make them worse, where weights of one task are used for another.
+def compare_with_pretraining(pretrained: str | Path | None, task: Task) -> None:
+    """Warn where a training differs from the pretraining that it starts from, if a task tells of that."""
+    if pretrained is None or not task_file(pretrained).is_file():
+        return
+    for other in contradictions(read_task(task_file(pretrained)), task):
+        if other.key in ("channels", "spacing", "patch", "network"):
+            logger.warning("%s: %s", task_file(pretrained), other.text)
+
+
+def contradictions(own: Task, used: Task, mirroring: Sequence[int] = ()) -> list[Contradiction]:
+    """What weights of one task do in another.
 
     Args:
         own: the task that the weights were trained for.
         used: the task that they are used for.
         mirroring: axes along which windows are mirrored.
     """
-    wrong: list[str] = []
-    odd: list[str] = []
+    found: list[Contradiction] = []
+
+    def compare(key: str, effect: str, show: Callable[[Any], str], wrong: bool = True) -> None:
+        before, after = getattr(own, key), getattr(used, key)
+        if before != after:
+            found.append(Contradiction(key, wrong, f"{key}: trained for {show(before)}, not {show(after)}: {effect}"))
+
     if own.in_channels != used.in_channels:
-        wrong.append(f"channels: the network takes {own.in_channels}, not {used.in_channels}")
-    for key, name in (("labels", "values would stand for other structures"), ("classes", "scores would be swapped")):
-        before, after = getattr(own, key), getattr(used, key)
-        if before != after:
-            wrong.append(f"{key}: {_shown(before)} were trained, not {_shown(after)}: {name}")
-    for key in ("patch", "network"):
-        before, after = getattr(own, key), getattr(used, key)
-        if before != after:
-            wrong.append(f"{_differing(key, before, after)}: the network would compute something else")
+        compare("channels", "the network takes another number", _names)
+    compare("labels", "values would stand for other structures", _names)
+    compare("classes", "scores would be those of other classes", _names)
+    compare("patch", "the network would compute something else", _sizes)
+    compare("network", "the network would compute something else", _network)
     difference = max(abs(a / b - 1) for a, b in zip(used.spacing, own.spacing, strict=True))
     if difference > SAME_SPACING:
-        text = f"spacing: {_shown(own.spacing)} mm was trained, not {_shown(used.spacing)}"
         near = difference <= NEAR_SPACING
-        (odd if near else wrong).append(f"{text}: structures would have {'slightly ' * near}another size than learned")
-    if own.intensity != used.intensity:
-        wrong.append(
-            f"intensity: {_rule(own.intensity)} was trained, not {_rule(used.intensity)}: "
-            "tissues would have other values than learned"
-        )
-    if own.crop != used.crop:
-        odd.append(
-            f"crop: {_shown(own.crop)} was trained, not {_shown(used.crop)}: masks may be worse, or better where a "
-            "larger crop shows more"
-        )
+        effect = f"structures would have {'slightly ' * near}another size than learned"
+        compare("spacing", effect, lambda spacing: f"{_sizes(spacing)} mm", wrong=not near)
+    compare("intensity", "tissues would have other values than learned", _rule)
+    compare("crop", "masks may be worse, or better where more is seen at once", _sizes, wrong=False)
     if mirroring and own.trained_with is None:
-        odd.append("nothing tells whether the network was trained with mirrored images: mirroring may spoil its masks")
+        text = (
+            "mirroring: nothing tells whether the network was trained with mirrored images; without, masks are spoilt"
+        )
+        found.append(Contradiction("mirroring", False, text))
     elif unseen := sorted(set(mirroring) - set(own.trained_with.flips if own.trained_with else ())):
-        wrong.append(
+        text = (
             f"mirroring: the network was trained without mirrored images along axes {unseen}: it would take left for "
             "right, and the average would spoil its masks"
         )
-    return wrong, odd
+        found.append(Contradiction("mirroring", True, text))
+    return found
 
 
-def _shown(value: Any) -> str:
-    if isinstance(value, Mapping):
-        return ", ".join(f"{key} {name}" for key, name in value.items()) or "none"
-    if isinstance(value, (list, tuple)):
-        return " x ".join(map(str, value)) if value and not isinstance(value[0], str) else ", ".join(value) or "none"
-    return str(value)
+def _names(names: Mapping[int, str] | Sequence[str]) -> str:
+    listed = [f"{value} {name}" for value, name in names.items()] if isinstance(names, Mapping) else names
+    return ", ".join(listed) or "none"
+
+
+def _sizes(sizes: Sequence[float]) -> str:
+    return " x ".join(f"{size:g}" for size in sizes)
+
+
+def _network(network: Network) -> str:
+    return ", ".join(f"{name} {value}" for name, value in asdict(network).items())
 
 
 def _rule(intensity: str | Sequence[float]) -> str:
     return intensity if isinstance(intensity, str) else f"the window {intensity[0]:g} to {intensity[1]:g}"
-
-
-def _differing(key: str, before: Any, after: Any) -> str:
-    if isinstance(before, Network):
-        names = [f.name for f in fields(Network) if getattr(before, f.name) != getattr(after, f.name)]
-        return "; ".join(
-            f"{name}: {_shown(getattr(before, name))} was trained, not {_shown(getattr(after, name))}" for name in names
-        )
-    return f"{key}: {_shown(before)} was trained, not {_shown(after)}"

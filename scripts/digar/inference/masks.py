@@ -9,13 +9,24 @@ from monai.data import MetaTensor
 from monai.transforms import MapTransform
 from scipy import ndimage
 
+from digar.data.task import Task, unnamed
+
 
 class LargestComponentd(MapTransform):
-    """Keep the largest connected component (26 neighbours) of every label of masks ``(1, X, Y, Z)``."""
+    """Keep the largest connected component (26 neighbours) of every label of masks ``(1, X, Y, Z)``.
+
+    Args:
+        keys: of the masks.
+        enabled: False keeps all.
+    """
+
+    def __init__(self, keys: str | Sequence[str], enabled: bool = True) -> None:
+        super().__init__(keys)
+        self.enabled = enabled
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         kept = dict(data)
-        for key in self.key_iterator(kept):
+        for key in self.key_iterator(kept) if self.enabled else ():
             kept[key] = _like(kept[key], largest_components(kept[key].numpy()[0])[None])
         return kept
 
@@ -66,18 +77,17 @@ def _like(mask: MetaTensor, values: np.ndarray) -> MetaTensor:
     return MetaTensor(torch.from_numpy(values), meta=mask.meta)
 
 
-def written_labels(names: Mapping[int, str], num_classes: int, mapping: Mapping[int | str, int]) -> dict[int, str]:
+def written_labels(task: Task, mapping: Mapping[int | str, int]) -> dict[int, str]:
     """Value in the mask to name, background left out.
 
     Args:
-        names: of the network's labels, by value; those without one are called by their number.
-        num_classes: of the network.
+        task: of the network; labels without a name are called by their number.
         mapping: see :class:`RemapLabelsd`.
     """
     values = {int(label): int(value) for label, value in mapping.items()}
     written: dict[int, str] = {}
-    for label in range(1, num_classes):
-        value, name = values.get(label, label), names.get(label, f"label {label}")
+    for label in range(1, task.num_classes):
+        value, name = values.get(label, label), task.labels.get(label, unnamed(label))
         written[value] = f"{written[value]} + {name}" if value in written else name
     return {value: name for value, name in sorted(written.items()) if value}
 

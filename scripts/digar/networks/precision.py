@@ -27,26 +27,23 @@ def best_precision(device: str | torch.device) -> str:
 
 
 class PrecisionInferer(Inferer):
-    """Run another inferer in the given precision; the result is float32.
+    """Run a network in the given precision; the result is float32.
 
     Args:
-        inferer: does the work.
         precision: ``bfloat16`` or ``float32``.
 
     Raises:
         ValueError: another precision.
     """
 
-    def __init__(self, inferer: Inferer, precision: str) -> None:
+    def __init__(self, precision: str) -> None:
         if precision not in PRECISIONS:
             raise ValueError(f"precision {precision!r} must be one of {', '.join(PRECISIONS)}")
-        self.inferer = inferer
         self.dtype = PRECISIONS[precision]
 
     def __call__(self, inputs: torch.Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any) -> torch.Tensor:
         enabled = self.dtype != torch.float32
-        # weights are cast once for all windows; in training, where each is used once, the casts would only be kept
+        # weights are cast once for all calls; in training, where each is used once, the casts would only be kept
         cache = not torch.is_grad_enabled()
         with torch.autocast(inputs.device.type, dtype=self.dtype, enabled=enabled, cache_enabled=cache):
-            result = self.inferer(inputs, network, *args, **kwargs)
-        return result.float()
+            return network(inputs, *args, **kwargs).float()

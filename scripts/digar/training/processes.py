@@ -1,12 +1,10 @@
-"""One training in several processes, started by torchrun or srun, and the processes that load its data."""
+"""One training in several processes, started by torchrun or srun."""
 
 import logging
 import os
-import signal
 
 import torch
 import torch.distributed as dist
-from monai.data.utils import worker_init_fn
 
 
 def start_processes() -> None:
@@ -25,29 +23,3 @@ def start_processes() -> None:
     dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
     if dist.get_rank() > 0:
         logging.disable(logging.INFO)
-
-
-def share(length: int, rank: int, num_processes: int) -> range:
-    """The validation cases of one process: every case belongs to exactly one.
-
-    Raises:
-        ValueError: fewer cases than processes; one without a case would leave the others waiting for its scores.
-    """
-    if 0 < length < num_processes:
-        raise ValueError(
-            f"{length} validation cases cannot be shared by {num_processes} processes: "
-            "raise --validation_share, set it to 0, or start fewer processes"
-        )
-    return range(rank, length, num_processes)
-
-
-def start_worker(worker_id: int) -> None:
-    """Begin a process that loads data: signals are the training's to answer, which then ends its workers.
-
-    Ctrl-C, torchrun and schedulers signal whole groups of processes; a worker that died of it would end the training
-    before its state is saved.
-    """
-    for name in ("SIGINT", "SIGTERM", "SIGUSR1"):
-        if hasattr(signal, name):
-            signal.signal(getattr(signal, name), signal.SIG_IGN)
-    worker_init_fn(worker_id)

@@ -1,47 +1,45 @@
 """The task that a training writes beside its weights: what the network was trained for, and with."""
 
+import logging
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from monai.handlers import CheckpointLoader
 from monai.transforms import RandAxisFlipd, RandFlipd
 
-from digar.data.facts import CaseFacts, span
-from digar.data.layouts import read_data
-from digar.data.task import Task, TrainedWith, read_task, task_file, unnamed
+from digar.data.facts import CaseFacts, label_warnings, span
+from digar.data.task import Task, TrainedWith, read_task, task_file
+
+logger = logging.getLogger(__name__)
 
 
 def trained_task(
     task: Task,
-    images: int,
     facts: Sequence[CaseFacts] = (),
     augmentations: Sequence[Any] = (),
     handlers: Sequence[Any] = (),
-    dataset_dir: str | Path | None = None,
+    images: int = 0,
 ) -> Task:
-    """A training's task with ``trained_with`` filled in.
+    """A training's task with ``trained_with`` filled in; what cannot be learned from its labels is logged.
 
     Args:
         task: of the training.
-        images: how many it sees.
-        facts: of these images; none where nothing is told of them.
-        augmentations: transforms of the training's samples.
+        facts: of the images that it sees.
+        augmentations: transforms of its samples.
         handlers: of the trainer. Where one loads weights with a task, what those have seen counts too.
-        dataset_dir: the data, whose names are taken for labels that have none.
+        images: how many there are, where there are no facts.
     """
+    for text in label_warnings(facts, task.labels) if facts and task.labels else []:
+        logger.warning(text)
     flips = flipped_axes(augmentations)
-    seen = TrainedWith(images, flips, **span(facts)) if facts else TrainedWith(images, flips)
+    seen = TrainedWith(len(facts), flips, **span(facts)) if facts else TrainedWith(images, flips)
     for handler in handlers:
         file = task_file(handler.load_path) if isinstance(handler, CheckpointLoader) else None
         if file and file.is_file() and (before := read_task(file).trained_with):
             seen = joined(before, seen)
-    nameless = any(name == unnamed(value) for value, name in task.labels.items())
-    names = read_data(dataset_dir).labels if nameless and dataset_dir and Path(dataset_dir).exists() else {}
-    labels = {value: names.get(value, name) if name == unnamed(value) else name for value, name in task.labels.items()}
-    return replace(task, labels=labels, trained_with=seen)
+    return replace(task, trained_with=seen)
 
 
 def flipped_axes(augmentations: Sequence[Any]) -> list[int]:

@@ -5,7 +5,7 @@ import signal
 
 import pytest
 import torch
-from digar.training.processes import share, start_worker
+from digar.training.loaders import share, start_worker
 from monai.data import DataLoader, Dataset
 
 
