@@ -100,6 +100,14 @@ def test_one_seed_holds_out_the_same_cases_in_pretraining_and_fine_tuning(listed
         assert [case["image"] for case in pretraining] == [case["image"] for case in fine_tuning]
 
 
+def test_cases_that_only_their_folders_tell_apart_have_names_of_their_own(tmp_path):
+    paths = [f"case{number}/{kind}.nii.gz" for number in (1, 2) for kind in ("image", "label")]
+    touch(*(tmp_path / path for path in paths))
+    entries = [{"image": f"case{n}/image.nii.gz", "label": f"case{n}/label.nii.gz"} for n in (1, 2)]
+    write_description(tmp_path, training=entries)
+    assert [case["name"] for case in labelled_cases(tmp_path)] == ["case1/image", "case2/image"]
+
+
 # Errors in what is found
 
 

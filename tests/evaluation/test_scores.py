@@ -28,6 +28,7 @@ def make_case(folder: Path, name: str, overlap: int, label_voxels: int = 10) -> 
         "image": MetaTensor(torch.zeros(1, 4, 4, 4), meta={"filename_or_obj": str(path)}),
         "label": MetaTensor(label, affine=torch.from_numpy(affine)),
         "pred": prediction,
+        "name": name,
     }
 
 

@@ -18,7 +18,7 @@ from digar.data.task import unnamed
 from digar.volumes.checks import WARNINGS
 from digar.volumes.header import VolumeError
 from digar.volumes.reading import VOLUME_SUFFIXES
-from digar.volumes.search import find_volumes
+from digar.volumes.search import case_names, find_volumes
 
 READERS = 4  # at once; each holds a whole case
 
@@ -26,7 +26,9 @@ logger = logging.getLogger(__name__)
 
 
 def labelled_cases(dataset_dir: str | Path, patient_pattern: str | None = None) -> list[Case]:
-    """The labelled cases of data in any layout, in its order: ``image``, ``label``, ``patient``.
+    """The labelled cases of data in any layout, in its order: ``image``, ``label``, ``patient``, ``name``.
+
+    Names are those of :func:`digar.volumes.search.case_names`, so that ``case1/image`` and ``case2/image`` are two.
 
     Args:
         dataset_dir: see :func:`digar.data.layouts.read_data`.
@@ -39,7 +41,9 @@ def labelled_cases(dataset_dir: str | Path, patient_pattern: str | None = None) 
     if data.unlabelled and data.layout == MsdTask.name:  # its list is of cases to train on
         images = ", ".join(case["image"] for case in data.unlabelled)
         raise ValueError(f"{data.place / 'dataset.json'} lists images without a label: {images}")
-    return by_patient(data.labelled, patient_pattern)
+    cases = by_patient(data.labelled, patient_pattern)
+    names = case_names([case_images(case)[0] for case in cases])
+    return [{**case, "name": name} for case, name in zip(cases, names, strict=True)]
 
 
 def scans(dataset_dir: str | Path, patient_pattern: str | None = None) -> list[Case]:

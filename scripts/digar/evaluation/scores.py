@@ -20,7 +20,6 @@ from digar.evaluation.segmentation import Score, score_case
 from digar.evaluation.tables import case_means, summary_lines, write_scores, write_table
 from digar.volumes.pictures import Planes, picture_page, take_planes
 from digar.volumes.reading import read_volume
-from digar.volumes.search import case_name
 
 logger = logging.getLogger(__name__)
 
@@ -38,8 +37,8 @@ def worst_rows(rows: list[tuple[float, Planes]], count: int) -> list[tuple[float
 class SegmentationScores:
     """Score every case of an evaluation; write ``cases.csv``, ``summary.csv`` and ``worst.png``.
 
-    The evaluator must post-process ``pred`` and ``label`` to label maps ``(1, X, Y, Z)`` in the image's own grid. The
-    mean Dice becomes the engine's metric ``mean_dice``.
+    The evaluator must post-process ``pred`` and ``label`` to label maps ``(1, X, Y, Z)`` in the image's own grid; its
+    cases have a ``name``. The mean Dice becomes the engine's metric ``mean_dice``.
 
     Args:
         folder: where the files go.
@@ -66,11 +65,11 @@ class SegmentationScores:
 
     def collect(self, evaluator: Engine) -> None:
         """Score the cases of a batch; keep planes of those that are among the worst so far."""
-        for case in evaluator.state.output:
+        for source, case in zip(evaluator.state.batch, evaluator.state.output, strict=True):
             path = case["image"].meta["filename_or_obj"]
             spacing = affine_to_spacing(case["label"].affine).tolist()
             truth, prediction = (case[key][0].cpu().numpy() for key in ("label", "pred"))
-            scores = score_case(prediction, truth, spacing, self.tolerance_mm, case_name(path), self.labels)
+            scores = score_case(prediction, truth, spacing, self.tolerance_mm, source["name"], self.labels)
             self.scores += scores
             (mean,) = case_means(scores)
             dice, kept = mean["dice"], [other for other, _ in self.worst]
