@@ -2,7 +2,8 @@ export PYTHONPATH := scripts
 MAKEFLAGS += --no-print-directory
 PYTHON ?= python3
 BIN := .venv/bin
-RUN := $(BIN)/python -W ignore -m monai.bundle run
+DIGAR := $(BIN)/python -W ignore -m digar
+QUICK := --set batch_size=2 --set learning_rate=0.001
 DEMO := demo
 LABEL := .venv-label
 
@@ -15,17 +16,14 @@ LABEL := .venv-label
 
 demo: .venv/installed
 	rm -rf $(DEMO)
-	$(BIN)/python -m digar phantoms $(DEMO)/task --training 60 --test 8
-	$(RUN) pretraining --config_file "['configs/pretrain.yaml','configs/demo.json']" --dataset_dir $(DEMO)/task \
-		--task configs/demo_task.yaml --output_dir $(DEMO)/pretraining --cache_dir $(DEMO)/cache
-	$(RUN) training --config_file "['configs/train.json','configs/demo.json']" --dataset_dir $(DEMO)/task \
-		--pretrained $(DEMO)/pretraining/pretrained.pt --output_dir $(DEMO)/training --weights_file $(DEMO)/model.pt \
-		--val_interval 10
-	$(RUN) --config_file "['configs/train.json','configs/evaluate.json']" --dataset_dir $(DEMO)/task \
-		--output_dir $(DEMO)/evaluation --weights_file $(DEMO)/model.pt
-	$(RUN) --config_file configs/inference.json --dataset_dir $(DEMO)/task/imagesTs \
-		--output_dir $(DEMO)/masks --weights_file $(DEMO)/model.pt
-	$(BIN)/python -m digar compare $(DEMO)/masks $(DEMO)/task/labelsTs --images $(DEMO)/task/imagesTs -o $(DEMO)/scores
+	$(DIGAR) phantoms $(DEMO)/task --training 60 --test 8
+	$(DIGAR) pretrain $(DEMO)/task -o $(DEMO)/pretraining --task configs/demo_task.yaml $(QUICK)
+	$(DIGAR) train $(DEMO)/task -o $(DEMO)/model --task configs/demo_task.yaml $(QUICK) --set flip_probability=0.5 \
+		--pretrained $(DEMO)/pretraining/pretrained.pt --set val_interval=10
+	$(DIGAR) evaluate $(DEMO)/task -m $(DEMO)/model -o $(DEMO)/evaluation
+	$(DIGAR) predict $(DEMO)/task/imagesTs -m $(DEMO)/model -o $(DEMO)/masks
+	$(DIGAR) compare $(DEMO)/masks $(DEMO)/task/labelsTs --images $(DEMO)/task/imagesTs -o $(DEMO)/scores \
+		--task $(DEMO)/model/task.yaml
 
 test: .venv/installed
 	$(BIN)/python -m pytest -q
@@ -57,7 +55,7 @@ bundle:
 
 notebook: .venv/installed  # runs docs/quickstart.ipynb and stores what it shows
 	$(BIN)/python -c "import nbclient, nbformat; book = nbformat.read('docs/quickstart.ipynb', 4); \
-		nbclient.NotebookClient(book, timeout=None, record_timing=False).execute(); \
+		nbclient.NotebookClient(book, timeout=None, record_timing=False, resources={'metadata': {'path': 'docs'}}).execute(); \
 		nbformat.write(book, 'docs/quickstart.ipynb')"
 
 clean:

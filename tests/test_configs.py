@@ -86,7 +86,7 @@ def test_training_and_inference_declare_the_same_network():
     assert training["network_def"] == inference["network_def"] | {"gate_init": "@gate_init"}
 
 
-@pytest.mark.parametrize("overlay", ["demo.json", "base.json", "exported.json"])
+@pytest.mark.parametrize("overlay", ["base.json", "exported.json"])
 def test_every_id_of_an_overlay_exists_in_a_workflow(overlay):
     parsers = [ConfigParser(load(name)) for name in WORKFLOWS]
     unknown = [name for name in load(overlay) if not any(name in parser for parser in parsers)]

@@ -134,7 +134,7 @@ def test_values_and_options_without_a_value_are_no_options(config):
         (["train.json"], ["--dataset_dir", "--pretrained", "--train#trainer#amp", "--network_def#head"]),
         (["train.json", "multi_gpu_train.json", "base.json"], ["--label_ratio", "--device"]),
         (["train.json", "evaluate.json"], ["--part", "--weights_file"]),
-        (["pretrain.yaml", "demo.json"], ["--slab_offset", "--norm_pixel", "--flip_probability"]),
+        (["pretrain.yaml", "base.json"], ["--slab_offset", "--norm_pixel"]),
         (["inference.json"], ["--overlap", "--output_dir", "--probabilities", "--inferer#window_batch"]),
     ],
 )

@@ -183,6 +183,18 @@ def test_without_a_task_it_is_said_what_to_do(tmp_path):
         find_task(tmp_path / "missing.yaml")
 
 
+def test_weights_without_a_task_are_taken_for_the_defaults_with_a_warning(tmp_path, caplog):
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other/model.pt").touch()
+    model = tmp_path / "shipped"
+    model.mkdir()
+    write_task(TASK, model / "task.yaml")
+    assert find_task(None, [tmp_path / "other/model.pt"], default=model) == TASK
+    assert f"there is no task.yaml beside {tmp_path}/other/model.pt: it is taken for weights of the task" in caplog.text
+    with pytest.raises(FileNotFoundError, match="there are no weights at"):
+        find_task(None, [tmp_path / "absent.pt"], default=model)
+
+
 # Overrides
 
 

@@ -137,12 +137,15 @@ def task_file(path: str | Path) -> Path:
     return (path if path.is_dir() else path.parent) / TASK_FILE
 
 
-def find_task(task: str | Path | None, beside: Sequence[str | Path | None] = ()) -> Task:
+def find_task(
+    task: str | Path | None, beside: Sequence[str | Path | None] = (), default: str | Path | None = None
+) -> Task:
     """The task of a run.
 
     Args:
         task: a task file, or a model's folder; None for the first that lies beside one of the following.
         beside: weights files or folders of models; None is passed over.
+        default: the model whose task is taken, with a warning, for weights that lie without one.
 
     Raises:
         FileNotFoundError: there is none.
@@ -157,6 +160,10 @@ def find_task(task: str | Path | None, beside: Sequence[str | Path | None] = ())
     path = given[0]
     if not path.exists():
         raise FileNotFoundError(f"there are no weights at {path}: train first, or name an existing file or folder")
+    if default is not None and path.is_file():
+        found = read_task(task_file(default))
+        logger.warning("there is no %s beside %s: it is taken for weights of the task %s", TASK_FILE, path, found.name)
+        return found
     raise FileNotFoundError(
         f"there is no {TASK_FILE} beside {path}, so nothing tells what these weights are for: pass --task with a task "
         "file (digar plan writes one for your data) or with the folder of a model"
