@@ -29,6 +29,9 @@ def studies(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+OPTIONS = {**SMALL, "max_epochs": 4, "validation_share": 0.25, "save_minutes": 0, "precision": "float32"}
+
+
 @pytest.fixture(scope="module")
 def overlay(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The small network with plain gradient descent in float32: processes differ by rounding alone.
@@ -36,19 +39,27 @@ def overlay(tmp_path_factory: pytest.TempPathFactory) -> Path:
     The rate is small, as steps multiply that: at 0.05 the weights are 1e-4 apart after 12 steps (1e-16 in float64).
     """
     file = tmp_path_factory.mktemp("overlay") / "kills.json"
-    groups = "$[{'params': list(@network_def.parameters()), 'gates': False}]"
+    groups = "$[{'params': list(@network.parameters()), 'gates': False}]"
     descent = {"_target_": "torch.optim.SGD", "params": groups, "lr": 0.005}
-    options = {"max_epochs": 4, "validation_share": 0.25, "save_minutes": 0, "precision": "float32"}
-    file.write_text(json.dumps({**SMALL, **options, "optimizer": descent}))
+    file.write_text(json.dumps({**OPTIONS, "optimizer": descent}))
+    return file
+
+
+@pytest.fixture(scope="module")
+def adamw(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The small network with the configs' own optimizer, whose state is sharded too."""
+    file = tmp_path_factory.mktemp("overlay") / "adamw.json"
+    file.write_text(json.dumps({**OPTIONS, "batch_size": 1}))
     return file
 
 
 def start(
-    config: str, studies: Path, overlay: Path, out: Path, processes: int = 1, **options: object
+    config: str, studies: Path, overlay: Path, out: Path, multi: str = "", restarts: int = 0, **options: object
 ) -> subprocess.Popen:
-    """A training as users start it, in a session of its own."""
-    names = [f"configs/{config}", *(["configs/multi_gpu_train.json"] if processes > 1 else []), str(overlay)]
-    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"] if processes > 1 else []
+    """A training as users start it, in a session of its own; with the config ``multi`` in two processes."""
+    names = [f"configs/{config}", *([f"configs/{multi}.json"] if multi else []), str(overlay)]
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", f"--max_restarts={restarts}"]
+    launcher = launcher if multi else []
     words = [
         sys.executable, "-W", "ignore", *launcher, "-m", "monai.bundle", "run",
         "pretraining" if config == "pretrain.yaml" else "training", "--config_file", str(names),
@@ -61,6 +72,12 @@ def start(
         return subprocess.Popen(
             words, cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
         )
+
+
+def children(process: int) -> list[int]:
+    """The processes that torchrun started, by rank."""
+    listed = subprocess.run(["ps", "-o", "pid=", "--ppid", str(process)], capture_output=True, text=True, check=False)
+    return sorted(int(line) for line in listed.stdout.split())
 
 
 def last_step(out: Path) -> int:
@@ -127,16 +144,26 @@ def test_a_signal_to_the_whole_group_with_its_data_workers_is_a_clean_stop(numbe
     finish(start("pretrain.yaml", studies, overlay, tmp_path, resume=True), tmp_path)
 
 
+DDP, FSDP = "multi_gpu_train", "multi_gpu_fsdp"
+
+
 @pytest.mark.parametrize(
-    ("config", "options"),
-    [("train.json", {}), ("pretrain.yaml", {}), pytest.param("pretrain.yaml", {"compile": True}, marks=compiler)],
+    ("config", "first", "last", "options"),
+    [
+        ("train.json", DDP, DDP, {}),
+        ("train.json", FSDP, DDP, {}),
+        ("pretrain.yaml", DDP, FSDP, {}),
+        pytest.param("pretrain.yaml", DDP, DDP, {"compile": True}, marks=compiler),
+    ],
 )
-def test_one_process_two_and_a_change_between_them_train_the_same_weights(config, options, studies, overlay, tmp_path):
+def test_one_process_two_and_a_change_between_them_train_the_same_weights(
+    config, first, last, options, studies, overlay, tmp_path
+):
     """One process throughout, against two that torchrun is told to stop, then one, then two to the end."""
     one, mixed = tmp_path / "one", tmp_path / "mixed"
     finish(start(config, studies, overlay, one, batch_size=2, **options), one)
 
-    process = start(config, studies, overlay, mixed, processes=2, batch_size=1, **options)
+    process = start(config, studies, overlay, mixed, first, batch_size=1, **options)
     wait_until(process, lambda: last_step(mixed) >= 2)
     process.terminate()
     assert process.wait() != 0
@@ -148,7 +175,7 @@ def test_one_process_two_and_a_change_between_them_train_the_same_weights(config
     wait_until(process, lambda: last_step(mixed) > before)
     process.terminate()
     assert process.wait() in (143, 0)
-    finish(start(config, studies, overlay, mixed, processes=2, batch_size=1, resume=True, **options), mixed)
+    finish(start(config, studies, overlay, mixed, last, batch_size=1, resume=True, **options), mixed)
 
     expected, state = final_state(one), final_state(mixed)
     largest = max(tensor.sub(state["network"][name]).abs().max().item() for name, tensor in expected["network"].items())
@@ -156,6 +183,53 @@ def test_one_process_two_and_a_change_between_them_train_the_same_weights(config
     for name, tensor in expected["network"].items():
         torch.testing.assert_close(state["network"][name], tensor, rtol=1e-5, atol=1e-5, msg=name)
     assert state["best_weights"]["best"] == pytest.approx(expected["best_weights"]["best"], rel=1e-4)
+
+
+@pytest.fixture(scope="module")
+def unbroken(studies: Path, adamw: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A sharded training that nobody stops."""
+    out = tmp_path_factory.mktemp("unbroken")
+    finish(start("train.json", studies, adamw, out, FSDP), out)
+    return out
+
+
+def assert_same_end(out: Path, unbroken: Path) -> None:
+    """Weights, moments and best weights, bit for bit; all whole and plain."""
+    expected, state = final_state(unbroken), final_state(out)
+    assert str(state["optimizer"]) == str(expected["optimizer"])
+    assert len(state["optimizer"]["state"]) == len(expected["network"])
+    best, written = (torch.load(folder / "model.pt", weights_only=True) for folder in (unbroken, out))
+    for weights, others in ((state["network"], expected["network"]), (written, best)):
+        for name, tensor in others.items():
+            assert type(weights[name]) is torch.Tensor
+            assert torch.equal(weights[name], tensor), name
+
+
+def test_a_sharded_training_killed_at_random_moments_ends_bit_for_bit_where_an_unbroken_one_does(
+    studies, adamw, unbroken, tmp_path
+):
+    chance = random.Random(seed := random.SystemRandom().randrange(10**6))
+    print(f"seed of the moments: {seed}")
+    process, step = start("train.json", studies, adamw, tmp_path, FSDP), chance.randrange(1, STEPS - 1)
+    wait_until(process, lambda: last_step(tmp_path) >= step)
+    time.sleep(chance.uniform(0, 0.3))
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    for child in children(process.pid):
+        os.kill(child, signal.SIGKILL)
+    print(f"killed after step {last_step(tmp_path)}")
+    finish(start("train.json", studies, adamw, tmp_path, FSDP, resume=True), tmp_path)
+    assert_same_end(tmp_path, unbroken)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_one_process_is_killed_and_torchrun_goes_on_by_itself(rank, studies, adamw, unbroken, tmp_path):
+    process = start("train.json", studies, adamw, tmp_path, FSDP, restarts=1)
+    wait_until(process, lambda: last_step(tmp_path) >= 4)
+    os.kill(children(process.pid)[rank], signal.SIGKILL)
+    finish(process, tmp_path)
+    assert "training resumes from" in (tmp_path / "log.txt").read_text()
+    assert_same_end(tmp_path, unbroken)
 
 
 SRUN = """#!/bin/bash

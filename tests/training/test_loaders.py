@@ -5,13 +5,13 @@ import signal
 
 import pytest
 import torch
-from digar.training.loaders import share, start_worker
+from digar.training.loaders import cases_of_process, start_worker
 from monai.data import DataLoader, Dataset
 
 
 @pytest.mark.parametrize(("length", "processes"), [(7, 1), (7, 2), (7, 3), (8, 8), (0, 4)])
 def test_every_validation_case_belongs_to_exactly_one_process(length, processes):
-    shares = [share(length, rank, processes) for rank in range(processes)]
+    shares = [cases_of_process(length, rank, processes) for rank in range(processes)]
     assert sorted(index for part in shares for index in part) == list(range(length))
 
 
@@ -19,7 +19,7 @@ def test_fewer_cases_than_processes_are_refused_with_the_way_out():
     with pytest.raises(
         ValueError, match="3 validation cases cannot be shared by 4 processes: raise --validation_share"
     ):
-        share(3, 0, 4)
+        cases_of_process(3, 0, 4)
 
 
 def signal_self(item: dict) -> dict:

@@ -132,18 +132,20 @@ def test_a_process_without_a_signal_stops_with_the_one_that_got_it(tmp_path, mon
     run = make_run(tmp_path)
     others = iter([0, 0, 15] + [15] * 99)
     reduce = idist.all_reduce
-    monkeypatch.setattr(idist, "all_reduce", lambda value, op: max(reduce(value, op), run_flag(others, run)))
+
+    def with_others(value: torch.Tensor | int, op: str) -> torch.Tensor | int:
+        """The other process' signal, where processes agree on signals and states; it never has an infinite loss."""
+        own = reduce(value, op)
+        if not isinstance(value, torch.Tensor) or run.trainer.last_event_name != Events.ITERATION_COMPLETED:
+            return own
+        return torch.maximum(own, torch.tensor([next(others), 0]))
+
+    monkeypatch.setattr(idist, "all_reduce", with_others)
     run.run.start()
     assert run.trainer.state.iteration == last_step(tmp_path) == 3
     with pytest.raises(SystemExit) as left:
         run.run.leave()
     assert left.value.code == 143
-
-
-def run_flag(others, run: Tiny) -> int:
-    """The other process' signal, where processes agree on signals; it never has an infinite loss."""
-    agreeing = run.trainer.last_event_name == Events.ITERATION_COMPLETED
-    return next(others) if agreeing else 0
 
 
 def test_a_second_training_in_the_same_folder_is_refused_and_leaves_its_files_alone(tmp_path):

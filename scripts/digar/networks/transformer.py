@@ -166,7 +166,9 @@ class Backbone(nn.Module):
 
     def gate_shares(self) -> list[float]:
         """The dilated branch's share of every gated layer, first to last."""
-        return [block.attention.gate.share().item() for block in self.blocks if block.attention.gated]
+        shares = [block.attention.gate.share() for block in self.blocks if block.attention.gated]
+        # of a sharded network, each process has a part
+        return [(share.full_tensor() if hasattr(share, "full_tensor") else share).item() for share in shares]
 
 
 def _initialise(module: nn.Module) -> None:

@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader
 from digar.data.sampler import resumable_sampler
 from digar.data.task import Task, task_file, write_task
 from digar.networks.weights import is_whole
+from digar.training.sharding import restore, whole_state
 from digar.volumes.files import whole_file
 
 logger = logging.getLogger(__name__)
@@ -166,13 +167,14 @@ class BestWeights:
             logger.info("nothing was validated: these are the weights of the last epoch")
 
     def _write(self) -> None:
+        weights = whole_state(self.network)
         if idist.get_rank() == 0:
             if not self.written:
                 keep_former(self.weights_file)
             if self.task is not None and not self.written:
                 keep_former(self.task_file)
                 self.task_file.unlink(missing_ok=True)  # never the task of other weights, whenever a kill comes
-            save_atomically(self.network.state_dict(), self.weights_file)
+            save_atomically(weights, self.weights_file)
             if self.task is not None:
                 write_task(self.task, self.task_file)
             logger.info("weights written to %s", self.weights_file)
@@ -184,7 +186,8 @@ class TrainingState:
 
     A resumed training computes what it would have computed without the stop: the loader's sampler leaves out what the
     epoch has seen (:class:`digar.data.sampler.ResumableSampler`), samples depend on (seed, epoch, index) and the
-    network's own draws on (seed, step) alone (:class:`digar.training.step_seed.StepSeed`).
+    network's own draws on (seed, step, process) alone (:class:`digar.training.run_seed.RunSeed`). States are whole: any
+    number of processes, sharded or not, goes on from those of any other.
 
     Args:
         folder: where ``step_NNNNNNN.pt`` go, one for each state that is kept.
@@ -212,8 +215,12 @@ class TrainingState:
         self.saved_at = time.monotonic()
 
     def attach(self, trainer: Engine) -> None:
-        trainer.add_event_handler(Events.ITERATION_COMPLETED, self.iteration_completed)
         trainer.add_event_handler(Events.EPOCH_COMPLETED, self.save)
+
+    @property
+    def due(self) -> bool:
+        """Whether the last state is old enough for another within the epoch."""
+        return time.monotonic() - self.saved_at >= 60 * self.save_minutes
 
     @property
     def data(self) -> dict[str, int]:
@@ -234,19 +241,16 @@ class TrainingState:
         """The states there are, the last one first."""
         return sorted(self.folder.glob("step_*.pt"), reverse=True)
 
-    def iteration_completed(self, trainer: Engine) -> None:
-        """Save if it is time; the last step of an epoch is saved with its validation, when the epoch ends."""
-        within_epoch = trainer.state.iteration % trainer.state.epoch_length != 0
-        if within_epoch and time.monotonic() - self.saved_at >= 60 * self.save_minutes:
-            self.save(trainer)
-
-    @idist.one_rank_only()
     def save(self, trainer: Engine) -> None:
-        """Write the state of every object; remove the states before the last ones."""
-        state = {name: item.state_dict() for name, item in self.objects.items()}
-        written = self.folder / f"step_{trainer.state.iteration:07d}.pt"
-        save_atomically({**state, "data": self.data}, written)
+        """Write the state of every object; remove the states before the last ones. All processes take part."""
+        state = {name: whole_state(item) for name, item in self.objects.items()}
+        if idist.get_rank() == 0:
+            self._write(state, trainer.state.iteration)
         self.saved_at = time.monotonic()
+
+    def _write(self, state: dict[str, Any], step: int) -> None:
+        written = self.folder / f"step_{step:07d}.pt"
+        save_atomically({**state, "data": self.data}, written)
         others = [file for file in self.files() if file != written]
         earlier = [file for file in others if file < written]
         for file in others:
@@ -302,7 +306,7 @@ class TrainingState:
             )
         for name, item in self.objects.items():
             try:
-                item.load_state_dict(state[name])
+                restore(item, state[name])
             except (KeyError, RuntimeError, ValueError) as error:
                 raise ValueError(f"{file} is the state of another {name}: {error}") from None
         steps = trainer["iteration"] % trainer["epoch_length"]

@@ -12,6 +12,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from digar.data.sampler import resumable_sampler
+from digar.training.sharding import whole
 
 logger = logging.getLogger(__name__)
 
@@ -51,7 +52,7 @@ class SafeSteps:
         trainer.add_event_handler(IterationEvents.BACKWARD_COMPLETED, self)
 
     def __call__(self, trainer: Engine) -> None:
-        norm = torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.max_norm).item()
+        norm = whole(torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.max_norm)).item()
         loss = trainer.state.output["loss"].item()
         trainer.state.gradient_norm = norm
         finite = math.isfinite(loss) and math.isfinite(norm)

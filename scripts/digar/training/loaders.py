@@ -28,11 +28,11 @@ def shared_loader(dataset: Dataset, batch_size: int = 1, collate_fn: Callable[[l
         collate_fn: makes a batch of samples; None for MONAI's own.
     """
     options = {} if collate_fn is None else {"collate_fn": collate_fn}
-    own = share(len(dataset), idist.get_rank(), idist.get_world_size())
+    own = cases_of_process(len(dataset), idist.get_rank(), idist.get_world_size())
     return DataLoader(dataset, batch_size=batch_size, sampler=own, num_workers=0, **options)
 
 
-def share(length: int, rank: int, num_processes: int) -> range:
+def cases_of_process(length: int, rank: int, num_processes: int) -> range:
     """The validation cases of one process: every case belongs to exactly one.
 
     Raises:

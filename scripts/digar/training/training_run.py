@@ -13,11 +13,13 @@ from types import FrameType
 from typing import Any
 
 import ignite.distributed as idist
+import torch
 from ignite.engine import Engine, Events
 from monai.engines import Evaluator, Trainer
 
 from digar.data.task import Task
 from digar.training.checkpoints import BestWeights, TrainingState
+from digar.training.distributed import restarts
 from digar.training.progress import TrainingProgress
 from digar.volumes.files import remove_leftovers
 from digar.volumes.locks import LOCK_NAME, InUseError, held
@@ -95,7 +97,8 @@ class TrainingRun:
         self.trainer.add_event_handler(Events.ITERATION_COMPLETED, self.iteration_completed)
         self.trainer.add_event_handler(Events.EPOCH_COMPLETED, self.epoch_completed)
         with self.alone():
-            self.state.begin(self.settings.resume)
+            # processes that torchrun started again go on, whatever their command said the first time
+            self.state.begin("auto" if restarts() else self.settings.resume)
             if self.complete:
                 logger.info("the training is complete: nothing is left to do")
                 return
@@ -151,10 +154,13 @@ class TrainingRun:
         os.write(2, f"\n{name}: finishing this step and saving; Ctrl-C twice leaves at once\n".encode())
 
     def iteration_completed(self, trainer: Engine) -> None:
-        """Stop within an epoch; its last step is followed by the validation, which belongs to the state."""
-        self._agree()
-        if self.stopped_by and trainer.state.iteration % trainer.state.epoch_length:
+        """Save if it is time, and stop at a signal; an epoch's last step is saved with its validation."""
+        due = self._agree()
+        if trainer.state.iteration % trainer.state.epoch_length == 0:
+            return
+        if due or self.stopped_by:
             self.state.save(trainer)
+        if self.stopped_by:
             self._stop(trainer)
 
     def epoch_completed(self, trainer: Engine) -> None:
@@ -163,9 +169,11 @@ class TrainingRun:
         if self.stopped_by and not self.complete:
             self._stop(trainer)
 
-    def _agree(self) -> None:
-        """All processes stop at the same step, whichever got the signal."""
-        self.stopped_by = idist.all_reduce(int(self.received), "MAX")
+    def _agree(self) -> bool:
+        """All processes save and stop at the same steps, whichever got the signal; whether it is time to save."""
+        due = idist.get_rank() == 0 and self.state.due
+        self.stopped_by, due = idist.all_reduce(torch.tensor([self.received, int(due)]), "MAX").tolist()
+        return bool(due)
 
     def _stop(self, trainer: Engine) -> None:
         idist.barrier()  # the first process has written the state before another one's end can take it along

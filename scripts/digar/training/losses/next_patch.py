@@ -3,8 +3,8 @@
 import math
 from collections.abc import Sequence
 
+import ignite.distributed as idist
 import torch
-import torch.distributed as dist
 from ignite.metrics import Loss
 from torch import Tensor, nn
 
@@ -73,11 +73,7 @@ class NextPatchLoss(nn.Module):
                 them is not read.
         """
         error, count = self.error_and_count(prediction, target)
-        processes = 1
-        if dist.is_available() and dist.is_initialized():
-            processes = dist.get_world_size()
-            dist.all_reduce(count)
-        return error * processes / count
+        return error * idist.get_world_size() / idist.all_reduce(count)
 
     def local(self, prediction: Tensor, target: tuple[Tensor, ...]) -> Tensor:
         """The loss of this process' batch alone."""

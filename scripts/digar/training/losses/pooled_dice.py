@@ -1,7 +1,7 @@
 """Dice and cross entropy over the global batch, so that several processes compute what one does."""
 
+import ignite.distributed as idist
 import torch
-import torch.distributed as dist
 from monai.networks import one_hot
 from torch import Tensor, nn
 from torch.nn import functional
@@ -33,15 +33,12 @@ class PooledDiceCELoss(nn.Module):
         truth = one_hot(label, logits.shape[1])
         axes = (0, 2, 3, 4)
         sums = torch.stack([(probability * truth).sum(axes), (probability + truth).sum(axes)])  # (2, classes)
-        common, total = pool(sums)
+        common, total = over_all_processes(sums)
         dice = (2 * common + self.smooth) / (total + self.smooth)
         return 1 - dice.mean() + functional.cross_entropy(logits, label.squeeze(1).long())
 
 
-def pool(sums: Tensor) -> Tensor:
+def over_all_processes(sums: Tensor) -> Tensor:
     """The sums over all processes; the gradient is that of this process' part, times the number of processes."""
-    if not (dist.is_available() and dist.is_initialized()):
-        return sums
-    pooled = sums.detach().clone()
-    dist.all_reduce(pooled)
-    return pooled + dist.get_world_size() * (sums - sums.detach())
+    total = idist.all_reduce(sums.detach().clone())
+    return total + idist.get_world_size() * (sums - sums.detach())

@@ -15,11 +15,20 @@ def start_processes() -> None:
     """
     if "RANK" not in os.environ:
         raise RuntimeError(
-            "multi_gpu_train.json needs several processes: start with "
+            "multi_gpu_train.json and multi_gpu_fsdp.json need several processes: start with "
             "torchrun --standalone --nproc_per_node=N -m monai.bundle run ..."
         )
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    # processes that torchrun starts again meet in the store of the first ones, which holds the addresses of the dead
+    store, rank, num_processes = next(dist.rendezvous("env://"))
+    store = dist.PrefixStore(f"attempt_{restarts()}", store)
+    backend = "nccl" if torch.cuda.is_available() else "gloo"
+    dist.init_process_group(backend, store=store, rank=rank, world_size=num_processes)
     if dist.get_rank() > 0:
         logging.disable(logging.INFO)
+
+
+def restarts() -> int:
+    """How often torchrun has started these processes again."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
