@@ -13,7 +13,9 @@ import pydicom
 import pytest
 from digar.inference.dicom_seg import main, write_dicom_seg
 from digar.volumes.header import VolumeError
+from pydicom.dataelem import RawDataElement
 from pydicom.dataset import Dataset
+from pydicom.tag import Tag
 from scipy.spatial import cKDTree
 
 from tests.dicom_files import LPS, write_multiframe, write_series
@@ -236,6 +238,7 @@ def test_what_an_anonymiser_took_out_or_spoiled_is_empty(tmp_path):
 
     def spoil(slice_: Dataset, k: int) -> None:
         slice_.PatientBirthDate, slice_.StudyDate, slice_.StudyTime, slice_.PatientSex = "1950", "anon", "25h", "X"
+        slice_[0x00101030] = RawDataElement(Tag(0x00101030), "DS", 4, b"70,5", 0, False, True)  # the weight
 
     for edit in (take, spoil):
         write_series(tmp_path / edit.__name__, IMAGE, AFFINE, edit=edit)

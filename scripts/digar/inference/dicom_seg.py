@@ -112,12 +112,12 @@ def write_dicom_seg(
             specific_character_set="ISO_IR 192",
         )
         segmentation.ContentCreatorName = None
-    except VolumeError:
+        with whole_file(target) as temporary:
+            segmentation.save_as(temporary)
+    except (VolumeError, OSError):
         raise
     except UNREADABLE_DICOM as error:
         raise VolumeError(series, f"no DICOM SEG can refer to it ({type(error).__name__}: {error})") from error
-    with whole_file(target) as temporary:
-        segmentation.save_as(temporary)
 
 
 def _sources(header: SeriesHeader) -> list[Dataset]:
