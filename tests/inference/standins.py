@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from tests.conftest import ROOT
 
 ROI = (16, 16, 16)
-RANKS = {"rank", "num_processes"}
+OF_RECORD = {"rank", "num_processes", "codes"}
 LABELS = {1: "right", 2: "front", 3: "top"}
 
 
@@ -66,7 +66,11 @@ def make_evaluator(images: Path, out: Path, network: nn.Module | None = None, **
         postprocessing=options.pop("postprocessing", None)
         or Compose([InvertToMaskd("pred"), RemapLabelsd("pred", {})]),
         record=RunRecord(
-            out, weights, ROOT / "configs/metadata.json", LABELS, **{k: options.pop(k) for k in RANKS & options.keys()}
+            out,
+            weights,
+            ROOT / "configs/metadata.json",
+            LABELS,
+            **{k: options.pop(k) for k in OF_RECORD & options.keys()},
         ),
         options=FolderOptions(in_channels, num_classes=4, **options),
     )

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+import pydicom
 import pytest
 import torch
 from digar.inference.description import settings_hash
@@ -17,7 +18,8 @@ from monai.bundle import ConfigParser, ConfigWorkflow
 from monai.transforms import Compose, Invertd, LoadImaged, SaveImaged
 
 from tests.conftest import ROOT, random_model
-from tests.inference.standins import blob, mask_of, write_volume
+from tests.dicom_files import write_series
+from tests.inference.standins import blob, make_evaluator, mask_of, write_volume
 
 CONFIG = str(ROOT / "configs/inference.json")
 
@@ -76,6 +78,32 @@ def test_every_option_of_the_masks_reaches_them(images, weights, small_overlay, 
     assert all(outcome.thumbnail for outcome in plain.evaluator.outcomes)
     assert not any(outcome.thumbnail for outcome in other.evaluator.outcomes)
     assert "jpeg" not in (tmp_path / "other/report.html").read_text()
+
+
+def test_a_dicom_seg_of_every_series_is_one_option_away(weights, small_overlay, tmp_path):
+    affine = np.diag([8.0, 7, 6, 1])
+    write_series(tmp_path / "in/study/t1", blob((30, 20, 24)), affine)
+    write_series(tmp_path / "in/study/t2", blob((30, 20, 24), 1), affine)
+    write_volume(tmp_path / "in/plain.nii.gz", blob((30, 20, 24), 2), affine)
+    flow = run(tmp_path / "in", tmp_path / "out", weights, small_overlay, dicom_seg=True)
+    assert flow.evaluator.failed == 0
+    assert [file.name for file in sorted(tmp_path.rglob("out/**/*.dcm"))] == ["t1_mask.dcm", "t2_mask.dcm"]
+    assert pydicom.dcmread(tmp_path / "out/study/t1_mask.dcm").Modality == "SEG"
+    measured = json.loads((tmp_path / "out/measurements.json").read_text())
+    assert [image["series"].get("SeriesDescription") for image in measured["images"]] == [None, *["T1 phantom"] * 2]
+    parser = ConfigParser(ConfigParser.load_config_files([CONFIG]))
+    parser["bundle_root"] = str(ROOT)
+    assert {value: code["modifier"][2] for value, code in parser.get_parsed_content("codes").items()} == {
+        1: "Anterior",
+        2: "Posterior",
+    }
+
+
+def test_dicom_seg_without_what_writes_it_says_what_to_install(monkeypatch, tmp_path):
+    write_volume(tmp_path / "in/a.nii.gz")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ModuleNotFoundError, match="pip install -r requirements-dicom.txt"):
+        make_evaluator(tmp_path / "in", tmp_path / "out", dicom_seg=True)
 
 
 OVERRIDES = {

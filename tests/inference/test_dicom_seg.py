@@ -1,6 +1,6 @@
 """Masks become DICOM SEG in the place of their series, whatever its orientation, as other programs read them."""
 
-import json
+import csv
 import shutil
 import subprocess
 import sysconfig
@@ -11,7 +11,8 @@ import nibabel as nib
 import numpy as np
 import pydicom
 import pytest
-from digar.inference.dicom_seg import main, write_dicom_seg
+from digar.inference.dicom_seg import Segments, main, make_dicom_seg
+from digar.volumes.dicom import series_header
 from digar.volumes.header import VolumeError
 from pydicom.dataelem import RawDataElement
 from pydicom.dataset import Dataset
@@ -19,6 +20,7 @@ from pydicom.tag import Tag
 from scipy.spatial import cKDTree
 
 from tests.dicom_files import LPS, write_multiframe, write_series
+from tests.inference.standins import make_evaluator
 
 LABELS = {1: "anterior", 2: "posterior"}
 CODES = {
@@ -28,7 +30,6 @@ CODES = {
         "modifier": ["255549009", "SCT", "Anterior"],
     }
 }
-METADATA = {"name": "DiGAR", "version": "1.2.3", "authors": "DiGAR contributors"}
 IMAGE = np.random.default_rng(0).integers(0, 900, (12, 10, 8)).astype(np.int16)
 MASK = np.zeros(IMAGE.shape, np.uint8)
 MASK[2:6, 3:8, 1:5], MASK[6:9, 3:5, 4:7] = 1, 2
@@ -52,8 +53,8 @@ AFFINE = affine_of(angle=0.4)
 def write(folder: Path, target: Path, mask=MASK, affine=AFFINE, labels=LABELS, codes=CODES, settings="one") -> Dataset:
     """Write the SEG of a series and read it."""
     nib.save(nib.Nifti1Image(mask, affine), target.with_suffix(".nii.gz"))
-    write_dicom_seg(folder, target.with_suffix(".nii.gz"), target, labels, codes, METADATA, settings)
-    assert not list(target.parent.glob(".digar*"))
+    segments = Segments(labels, codes, "DiGAR 1.2.3", settings)
+    make_dicom_seg(series_header(folder), target.with_suffix(".nii.gz"), segments).save_as(target)
     return pydicom.dcmread(target)
 
 
@@ -309,29 +310,123 @@ def test_several_multi_frame_files_are_refused(tmp_path):
 # A folder
 
 
-def test_a_series_that_fails_does_not_keep_the_others_from_their_segmentations(tmp_path, capsys):
-    images, masks = tmp_path / "images", tmp_path / "masks"
-    for name, affine in (("a", tilted(0.5)), ("b", AFFINE), ("c", AFFINE), ("ward/d", AFFINE)):
-        write_series(images / name, IMAGE, affine)
-        file = masks / f"{name}_mask.nii.gz"
-        file.parent.mkdir(parents=True, exist_ok=True)
-        if name != "c":
-            nib.save(nib.Nifti1Image(MASK, affine), file)
-    nib.save(nib.Nifti1Image(MASK, AFFINE), images / "e.nii.gz")
-    (masks / "labels.json").write_text(json.dumps({0: "background", **LABELS}))
+def make_images(folder: Path) -> Path:
+    """Series a (tilted), b, and one below another folder; a series that is none, and a NIfTI file."""
+    for name, affine in (("a", tilted(0.5)), ("b", AFFINE), ("ward/c", AFFINE)):
+        write_series(folder / name, IMAGE, affine)
+    write_series(folder / "scout", IMAGE[..., :1], AFFINE)
+    nib.save(nib.Nifti1Image(IMAGE, AFFINE), folder / "d.nii.gz")
+    return folder
+
+
+def segment(images: Path, masks: Path, **options: object) -> tuple[int, dict[str, dict[str, str]]]:
+    """Run over a folder: what is missing, and the rows of the report by file."""
+    evaluator = make_evaluator(images, masks, dicom_seg=True, **options)
+    evaluator.run()
+    with (masks / "report.csv").open() as stream:
+        return evaluator.failed, {row["file"]: row for row in csv.DictReader(stream)}
+
+
+def uid(file: Path) -> str:
+    return pydicom.dcmread(file).SOPInstanceUID
+
+
+def test_every_good_series_has_its_segmentation_whatever_the_others_do(tmp_path):
+    images, masks = make_images(tmp_path / "in"), tmp_path / "out"
+    missing, rows = segment(images, masks)
+    assert missing == 2
+    assert {name: row["dicom_seg"] for name, row in rows.items()} == {
+        "a": "", "b": "b_mask.dcm", "d.nii.gz": "", "scout": "", "ward/c": "ward/c_mask.dcm",
+    }  # fmt: skip
+    assert rows["a"]["status"] == rows["d.nii.gz"]["status"] == "done"
+    assert "no DICOM SEG: its slices are tilted" in rows["a"]["warnings"]
+    assert rows["scout"]["status"] == "failed"
+    assert rows["scout"]["series"] == rows["b"]["series"] == "T1 phantom (series 1, MR)"
+    assert "T1 phantom (series 1, MR)" in (masks / "report.html").read_text()
+    found, mask = pydicom.dcmread(masks / "b_mask.dcm"), nib.load(masks / "b_mask.nii.gz")
+    values = np.asanyarray(mask.dataobj)
+    segments = [s.SegmentNumber for s in found.SegmentSequence if (values == s.SegmentNumber).any()]
+    assert segments
+    for number in segments:
+        assert_same_places(points_in_file(found, number), points(values == number, mask.affine))
+
+
+def test_a_repeated_run_leaves_the_segmentations_and_writes_those_that_are_missing(tmp_path):
+    images, masks = make_images(tmp_path / "in"), tmp_path / "out"
+    evaluator = make_evaluator(images, masks)
+    evaluator.run()
+    assert evaluator.failed == 1
+    assert not list(masks.rglob("*.dcm"))
+    first = segment(images, masks)
+    states = {file: (file.stat().st_mtime_ns, uid(file)) for file in masks.rglob("*.dcm")}
+    assert len(states) == 2
+    (masks / "ward/c_mask.dcm").unlink()
+    assert segment(images, masks)[0] == first[0] == 2
+    again = {file: (file.stat().st_mtime_ns, uid(file)) for file in masks.rglob("*.dcm")}
+    assert again[masks / "b_mask.dcm"] == states[masks / "b_mask.dcm"]
+    assert again[masks / "ward/c_mask.dcm"][1] == states[masks / "ward/c_mask.dcm"][1]
+
+
+def test_other_codes_and_a_corrected_mask_give_another_object(tmp_path):
+    write_series(tmp_path / "in/b", IMAGE, AFFINE)
+    masks = tmp_path / "out"
+    uids = []
+    for codes in ({}, CODES):
+        segment(tmp_path / "in", masks, codes=codes)
+        uids.append(uid(masks / "b_mask.dcm"))
+    image = nib.load(masks / "b_mask.nii.gz")
+    corrected = np.asanyarray(image.dataobj).copy()
+    corrected[:2] = 1
+    nib.save(nib.Nifti1Image(corrected, image.affine), masks / "b_mask.nii.gz")
+    assert segment(tmp_path / "in", masks, codes=CODES)[0] == 0
+    uids.append(uid(masks / "b_mask.dcm"))
+    assert len(set(uids)) == 3
+    found = pydicom.dcmread(masks / "b_mask.dcm")
+    assert found.SegmentSequence[0].SegmentedPropertyTypeCodeSequence[0].CodeMeaning == "Hippocampus"
+    assert_same_places(points_in_file(found, 1), points(corrected == 1, image.affine))
+
+
+def test_a_segmentation_goes_with_its_mask_and_files_of_others_stay(tmp_path):
+    files = write_series(tmp_path / "in/b", IMAGE, AFFINE)
+    masks = tmp_path / "out"
+    masks.mkdir()
+    (masks / "b_mask.dcm").write_bytes(b"of another program")
+    missing, rows = segment(tmp_path / "in", masks)
+    assert missing == 1
+    assert "b_mask.dcm is there, but was not written by this program" in rows["b"]["warnings"]
+    assert (masks / "b_mask.dcm").read_bytes() == b"of another program"
+    (masks / "b_mask.dcm").unlink()
+    assert segment(tmp_path / "in", masks)[0] == 0
+    assert (masks / "b_mask.dcm").exists()
+    files[3].unlink()
+    missing, rows = segment(tmp_path / "in", masks)
+    assert (missing, rows["b"]["status"]) == (1, "failed")
+    assert not list(masks.glob("b_mask.*"))
+
+
+def test_masks_of_a_former_run_become_segmentations(tmp_path, capsys):
+    images, masks = make_images(tmp_path / "in"), tmp_path / "out"
+    make_evaluator(images, masks).run()
     with pytest.raises(SystemExit, match="1"):
         main(["--images", str(images), "--masks", str(masks)])
     assert [file.relative_to(masks).as_posix() for file in sorted(masks.rglob("*.dcm"))] == [
         "b_mask.dcm",
-        "ward/d_mask.dcm",
+        "ward/c_mask.dcm",
     ]
     printed = capsys.readouterr().out.splitlines()
-    assert [line.partition(":")[0] for line in printed] == ["a", "c"]
-    assert "tilted" in printed[0]
-    assert "run the inference first" in printed[1]
+    assert "a: no DICOM SEG: its slices are tilted" in printed[0]
+    assert printed[1] == "scout: no DICOM SEG: it has no mask: run the inference first"
+    assert "b_mask.dcm" in (masks / "report.csv").read_text()
+    uids = {file: uid(file) for file in masks.rglob("*.dcm")}
+    segment(images, masks)
+    assert {file: uid(file) for file in masks.rglob("*.dcm")} == uids
 
 
-def test_a_folder_without_series_is_refused(tmp_path):
+def test_a_folder_without_series_or_without_a_run_is_refused(tmp_path):
+    (tmp_path / "masks").mkdir()
     nib.save(nib.Nifti1Image(MASK, AFFINE), tmp_path / "a.nii.gz")
     with pytest.raises(FileNotFoundError, match="holds no DICOM series"):
+        main(["--images", str(tmp_path), "--masks", str(tmp_path / "masks")])
+    write_series(tmp_path / "s", IMAGE, AFFINE)
+    with pytest.raises(FileNotFoundError, match="masks is no output folder of a folder inference"):
         main(["--images", str(tmp_path), "--masks", str(tmp_path / "masks")])

@@ -27,7 +27,8 @@ def test_an_outcome_is_read_as_it_was_written(tmp_path):
     outcome = Outcome(
         os.fsdecode(b"M\xfc.nii"), DONE, warnings=["odd"], mask="m", shape=[1, 2], spacing=[1.0], ended=5.0,
         volumes_ml={"a": 1.5, "b": [1.0, 2]}, seconds={"reading": 1}, image=["/a"], state=[[1, 2]], mask_hash="ab" * 32,
-        probabilities={"p.npy": [3, 4]},
+        beside={"p.npy": [3, 4]},
+        series={"SeriesDescription": "T1"},
     )  # fmt: skip
     journal = noted(tmp_path, outcome)
     assert journal.outcome(outcome.name) == outcome
@@ -75,7 +76,7 @@ def test_what_others_write_meanwhile_is_taken_in_line_by_line(tmp_path):
     [
         {"name": 3}, {"name": None}, {"status": ["done"]}, {"warnings": "odd"}, {"warnings": [3]}, {"shape": ["x"]},
         {"volumes_ml": []}, {"volumes_ml": {"a": "1"}}, {"seconds": {"reading": None}}, {"ended": "now"},
-        {"mask_hash": 7}, {"state": 5}, {"kept": "no"}, {"probabilities": {"a": 1}},
+        {"mask_hash": 7}, {"state": 5}, {"kept": "no"}, {"beside": {"a": 1}}, {"series": {"a": 1}},
     ],
 )  # fmt: skip
 def test_a_line_with_a_field_of_another_kind_is_left_out(change, tmp_path):

@@ -1,5 +1,7 @@
 """Largest components, other label values, volumes."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -51,6 +53,14 @@ def test_volumes_are_in_millilitres():
 
 
 def test_codes_follow_their_labels_to_the_written_values():
-    assert written_codes({1: "a", 2: "b"}, 4, {}) == {1: "a", 2: "b"}
-    assert written_codes({1: "a", 2: "b", 3: "c"}, 4, {1: 7, 2: 3, 3: 0}) == {7: "a", 3: "b"}
-    assert written_codes({1: "a", 2: "b"}, 4, {1: 3}) == {2: "b"}  # 1 and 3 are one value now
+    one, two, three = ({"type": (str(number), "SCT", "a")} for number in range(3))
+
+    labels = {1: "a", 2: "b", 3: "c"}
+    task = parse_task({"name": "T", "channels": ["MR"], "labels": labels, "spacing": 1, "crop": 8, "patch": 4})
+
+    def written(codes: dict, mapping: dict) -> dict:
+        return written_codes(dataclasses.replace(task, codes=codes), mapping)
+
+    assert written({1: one, 2: two}, {}) == {1: one, 2: two}
+    assert written({1: one, 2: two, 3: three}, {1: 7, 2: 3, 3: 0}) == {7: one, 3: two}
+    assert written({1: one, 2: two}, {1: 3}) == {2: two}  # 1 and 3 are one value now

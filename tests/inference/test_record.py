@@ -206,7 +206,7 @@ def test_probabilities_of_a_former_mask_are_taken_away_and_those_of_others_stand
     record = make_record(tmp_path)
     with record.open([case], SETTINGS, {}):
         former = record.journal.outcome("a.nii")
-        former.probabilities, former.ended = {file.name: file_state(file)}, time.time()
+        former.beside, former.ended = {file.name: file_state(file)}, time.time()
         record.add(former)
         record.journal.scan()
         record.make_way(case, [file.name])
@@ -223,7 +223,7 @@ def test_probabilities_that_a_journal_names_elsewhere_are_left_alone(case, tmp_p
     record = make_record(tmp_path)
     with record.open([case], SETTINGS, {}):
         former = record.journal.outcome("a.nii")
-        former.probabilities = {"../precious.npy": file_state(tmp_path / "precious.npy")}
+        former.beside = {"../precious.npy": file_state(tmp_path / "precious.npy")}
         former.ended = time.time()
         record.add(former)
         record.journal.scan()

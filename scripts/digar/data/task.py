@@ -14,6 +14,7 @@ import yaml
 
 from digar.volumes.files import whole_file
 
+Codes = Mapping[int, Mapping[str, Sequence[str]]]
 logger = logging.getLogger(__name__)
 
 TASK_FILE = "task.yaml"
@@ -90,7 +91,7 @@ class Task:
     intensity: str | Sequence[float] = PERCENTILES
     training: Training = Training()
     trained_with: TrainedWith | None = None
-    codes: Mapping[int, Mapping[str, Sequence[str]]] = field(default_factory=dict)
+    codes: Codes = field(default_factory=dict)
 
     @property
     def in_channels(self) -> int:

@@ -1,6 +1,6 @@
 """Masks as DICOM SEG: a NIfTI mask in the grid of a DICOM series becomes a segmentation that refers to its slices.
 
-The folder inference writes it with ``--dicom_seg true``. For masks of an earlier run, corrected ones among them:
+The folder inference writes it with ``--dicom_seg true``. For the masks of a former run:
 
     python -m digar.inference.dicom_seg --images DATA/images --masks OUT
 
@@ -8,11 +8,14 @@ Needs requirements-dicom.txt.
 """
 
 import argparse
+import contextlib
 import logging
+import os
 import re
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,21 +32,23 @@ from pydicom.sr.codedict import codes as concepts
 from pydicom.uid import generate_uid
 from tqdm import tqdm
 
-from digar.data.task import find_task
-from digar.inference.inputs import find_cases
+from digar.data.task import Codes
+from digar.inference.inputs import Case, find_cases
+from digar.inference.journal import DONE, SEG_SUFFIX, Journal, Outcome, file_state
+from digar.inference.report import labels_and_codes, last_run, write_reports
+from digar.inference.sharing import SharedFolder
 from digar.volumes.dicom import SeriesHeader, is_series, series_header
 from digar.volumes.dicom_frames import LPS_TO_RAS, UNREADABLE_DICOM
-from digar.volumes.files import file_hash, read_json, whole_file
+from digar.volumes.files import file_hash, printable, whole_file
 from digar.volumes.header import GRID_TOLERANCE_MM, Header, VolumeError, refuse_other_grid
 from digar.volumes.pictures import label_colour
 from digar.volumes.reading import read_header
 
 logger = logging.getLogger(__name__)
 
-Codes = Mapping[int, Mapping[str, Sequence[str]]]
+NO_SEG = "no DICOM SEG: "  # how a warning begins
 TISSUE = {"category": ("85756007", "SCT", "Tissue"), "type": ("85756007", "SCT", "Tissue")}
 SERIES_NUMBER = 1000  # is added to that of the series
-METADATA = Path(__file__).parents[3] / "configs/metadata.json"
 LONG_STRING = 64  # most letters of a description
 VALID = {  # of what DICOM wants to be there, perhaps empty
     "PatientName": ".+", "PatientID": ".+", "PatientBirthDate": r"\d{8}", "PatientSex": "[MFO]", "StudyID": ".+",
@@ -52,72 +57,105 @@ VALID = {  # of what DICOM wants to be there, perhaps empty
 }  # fmt: skip
 
 
-def write_dicom_seg(
-    series: str | Path,
-    mask: str | Path,
-    target: str | Path,
-    labels: Mapping[int, str],
-    codes: Codes,
-    metadata: Mapping[str, Any],
-    settings: str,
-) -> None:
-    """Write a mask as a binary DICOM SEG.
+@dataclass(frozen=True)
+class Segments:
+    """What a DICOM SEG says beside its pixels.
+
+    Args:
+        labels: value in the mask to name.
+        codes: value in the mask to its codes, see :class:`digar.data.task.Task`.
+        program: name and version of what made the mask.
+        settings: hash of what decided the mask. With the series it decides the UIDs, so that the file of a repeated
+            run is the same object in an archive.
+    """
+
+    labels: dict[int, str]
+    codes: Codes = field(default_factory=dict)
+    program: str = "DiGAR"
+    settings: str = ""
+
+    def uid(self, kind: str, header: SeriesHeader) -> str:
+        """The UID of the ``series`` or the ``instance`` for the mask of a series."""
+        own = [kind, self.program, self.settings]
+        for value in sorted(self.labels):
+            own += [str(value), self.labels[value], *(f"{kind} {code}" for kind, code in sorted(self._coded(value)))]
+        return generate_uid(entropy_srcs=[*own, *sorted({frame.instance for frame in header.frames})])
+
+    def describe(self) -> list[SegmentDescription]:
+        """A description of every label: its name, its codes (or tissue), and the program as what found it."""
+        name, _, version = self.program.partition(" ")
+        algorithm = highdicom.AlgorithmIdentificationSequence(
+            name=name, family=concepts.DCM.ArtificialIntelligence, version=version or "unknown"
+        )
+        descriptions = []
+        for number, value in enumerate(sorted(self.labels), start=1):
+            entry = {kind: CodedConcept(*code) for kind, code in self._coded(value)}
+            description = SegmentDescription(
+                number,
+                self.labels[value][:LONG_STRING],
+                entry["category"],
+                entry["type"],
+                "AUTOMATIC",
+                algorithm_identification=algorithm,
+                display_color=CIELabColor.from_rgb(*(255 * c for c in label_colour(value))),
+            )
+            if "modifier" in entry:
+                kind = description.SegmentedPropertyTypeCodeSequence[0]
+                kind.SegmentedPropertyTypeModifierCodeSequence = [entry["modifier"]]
+            descriptions.append(description)
+        return descriptions
+
+    def _coded(self, value: int) -> list[tuple[str, tuple[str, ...]]]:
+        return [(kind, tuple(code)) for kind, code in self.codes.get(value, TISSUE).items()]
+
+
+def make_dicom_seg(header: SeriesHeader, mask: str | Path, segments: Segments) -> Segmentation:
+    """A mask as a binary DICOM SEG, not written yet.
 
     Each label is a segment, in the order of the values and numbered from 1; one that the mask does not hold keeps its
     segment, without frames. The frames lie on the right-angled grid next to the slices.
 
     Args:
-        series: that was segmented, see :mod:`digar.volumes.dicom`.
+        header: of the series that was segmented.
         mask: NIfTI file of label values in the grid of the series; its axes may be in another order or reversed.
-        target: the file to write.
-        labels: value in the mask to name.
-        codes: value in the mask to ``category``, ``type`` and perhaps ``modifier``, each as value, scheme and meaning.
-        metadata: of the bundle: ``name``, ``version``, ``authors``.
-        settings: hash of what decided the mask. With the series it decides the UIDs, so that the file of a repeated
-            run is the same object in an archive.
+        segments: names and codes of the labels.
 
     Raises:
-        VolumeError: the series or the mask cannot be used, the mask lies in another grid or holds a value without
-            name, or the series lacks what a SEG must refer to.
+        VolumeError: the mask lies in another grid or holds a value without name, or no SEG can refer to the series.
     """
-    header = series_header(series)
     values = on_grid(mask, header)
-    unknown = sorted(set(np.unique(values).tolist()) - {0, *labels})
+    unknown = sorted(set(np.unique(values).tolist()) - {0, *segments.labels})
     if unknown:
-        raise VolumeError(mask, f"holds the values {unknown}, which have no name; there are {dict(labels)}")
-    numbers = np.zeros(max(labels) + 1, np.uint16)
-    numbers[sorted(labels)] = np.arange(1, len(labels) + 1)
+        raise VolumeError(mask, f"holds the values {unknown}, which have no name; there are {segments.labels}")
+    numbers = np.zeros(max(segments.labels) + 1, np.uint16)
+    numbers[sorted(segments.labels)] = np.arange(1, len(segments.labels) + 1)
     planes = numbers[values].transpose(2, 1, 0)  # (columns, rows, slices) to (slices, rows, columns)
+    sources = _sources(header)
+    if len(sources) == 1:
+        planes = planes[np.argsort([frame.number for frame in header.frames])]
+    name, _, version = segments.program.partition(" ")
     try:
-        sources = _sources(header)
-        if len(sources) == 1:
-            planes = planes[np.argsort([frame.number for frame in header.frames])]
-        what = [settings, repr(sorted(labels.items())), repr([codes.get(value) for value in sorted(labels)])]
-        what += sorted({frame.instance for frame in header.frames})
         segmentation = Segmentation(
             source_images=sources,
             pixel_array=np.ascontiguousarray(planes),
             segmentation_type=SegmentationTypeValues.BINARY,
-            segment_descriptions=describe_segments(labels, codes, metadata),
-            series_instance_uid=generate_uid(entropy_srcs=["series", *what]),
+            segment_descriptions=segments.describe(),
+            series_instance_uid=segments.uid("series", header),
             series_number=SERIES_NUMBER + max(int(sources[0].get("SeriesNumber") or 0), 0),
-            series_description=f"{metadata['name']}: {sources[0].get('SeriesDescription', '')}"[:LONG_STRING],
-            sop_instance_uid=generate_uid(entropy_srcs=["instance", *what]),
+            series_description=f"{name}: {sources[0].get('SeriesDescription', '')}"[:LONG_STRING],
+            sop_instance_uid=segments.uid("instance", header),
             instance_number=1,
             content_label="SEGMENTATION",
-            manufacturer=metadata["authors"],
-            manufacturer_model_name=metadata["name"],
-            software_versions=metadata["version"],
-            device_serial_number=metadata["version"],
+            manufacturer=name,
+            manufacturer_model_name=name,
+            software_versions=version or "unknown",
+            device_serial_number=version or "unknown",
             specific_character_set="ISO_IR 192",
         )
-        segmentation.ContentCreatorName = None
-        with whole_file(target) as temporary:
-            segmentation.save_as(temporary)
-    except (VolumeError, OSError):
-        raise
     except UNREADABLE_DICOM as error:
-        raise VolumeError(series, f"no DICOM SEG can refer to it ({type(error).__name__}: {error})") from error
+        raise VolumeError(header.path, f"cannot be referred to ({type(error).__name__}: {error})") from error
+    segmentation.ContentCreatorName = None
+    return segmentation
 
 
 def _sources(header: SeriesHeader) -> list[Dataset]:
@@ -203,64 +241,89 @@ def on_grid(mask: str | Path, grid: Header) -> np.ndarray:
     return values.astype(np.uint16)
 
 
-def describe_segments(labels: Mapping[int, str], codes: Codes, metadata: Mapping[str, Any]) -> list[SegmentDescription]:
-    """A description of every label: its name, its codes, and this program as what found it.
-
-    A label without codes is called tissue; see :func:`write_dicom_seg` for the arguments.
-    """
-    algorithm = highdicom.AlgorithmIdentificationSequence(
-        name=metadata["name"], family=concepts.DCM.ArtificialIntelligence, version=metadata["version"]
-    )
-    descriptions = []
-    for number, value in enumerate(sorted(labels), start=1):
-        entry = {key: CodedConcept(*code) for key, code in (codes.get(value) or TISSUE).items()}
-        description = SegmentDescription(
-            number,
-            labels[value][:LONG_STRING],
-            entry["category"],
-            entry["type"],
-            "AUTOMATIC",
-            algorithm_identification=algorithm,
-            display_color=CIELabColor.from_rgb(*(255 * c for c in label_colour(value))),
-        )
-        if "modifier" in entry:
-            kind = description.SegmentedPropertyTypeCodeSequence[0]
-            kind.SegmentedPropertyTypeModifierCodeSequence = [entry["modifier"]]
-        descriptions.append(description)
-    return descriptions
+# A folder run
 
 
-def write_folder(images: Path, masks: Path, codes: Codes, metadata: Mapping[str, Any]) -> dict[str, str]:
-    """Write a DICOM SEG beside the mask of every DICOM series that a folder inference took.
+def add_dicom_seg(journal: Journal, case: Case, outcome: Outcome) -> Outcome:
+    """Write the DICOM SEG beside the finished mask of a DICOM series, unless it is there, and note it in the journal.
+
+    Why there is none becomes a warning of the outcome that begins with ``NO_SEG``. Other images are left as they are.
 
     Args:
-        images, masks: ``dataset_dir`` and ``output_dir`` of the inference; its ``labels.json`` names the labels.
-        codes, metadata: see :func:`write_dicom_seg`.
-
-    Returns:
-        The series that got none, and why.
+        journal: of the output folder.
+        case, outcome: of the image.
 
     Raises:
-        FileNotFoundError: there is no DICOM series among the images.
+        OSError: the journal cannot be written.
+    """
+    series, mask = case["image"], journal.folder / case["mask"]
+    if outcome.status != DONE or not isinstance(series, str) or not is_series(series):
+        return outcome
+    target = mask.with_name(mask.name.removesuffix(".nii.gz") + SEG_SUFFIX)
+    own = target.is_file() and outcome.beside.get(target.name) == file_state(target)
+    try:
+        found = file_hash(mask)
+        settings = outcome.run if found == outcome.mask_hash and not outcome.kept else found
+        about = journal.runs[outcome.run]
+        segments = Segments(*labels_and_codes(about), about["facts"]["bundle"], settings)
+        header = series_header(series)
+        if own and pydicom.dcmread(target, stop_before_pixels=True).SOPInstanceUID == segments.uid("instance", header):
+            return outcome
+        if os.path.lexists(target) and not own:
+            raise VolumeError(target, f"{target.name} is there, but was not written by this program: move it away")
+        segmentation = make_dicom_seg(header, mask, segments)
+        with whole_file(target) as temporary:
+            segmentation.save_as(temporary)
+            _note(journal, outcome, {target.name: file_state(temporary)})
+    except (VolumeError, *UNREADABLE_DICOM) as error:
+        reason = error.reason if isinstance(error, VolumeError) else str(error)
+        logger.warning("%s: %s%s", printable(case["name"]), NO_SEG, reason)
+        if own:
+            target.unlink(missing_ok=True)
+        _note(journal, outcome, {}, [NO_SEG + reason])
+    return outcome
+
+
+def _note(journal: Journal, outcome: Outcome, seg: dict[str, list[int]], warnings: Sequence[str] = ()) -> None:
+    """Note in the journal which DICOM SEG an image has, before that gets its name, or why it has none."""
+    others = {name: state for name, state in outcome.beside.items() if not name.endswith(SEG_SUFFIX)}
+    outcome.beside = others | seg
+    outcome.warnings = [word for word in outcome.warnings if not word.startswith(NO_SEG)] + list(warnings)
+    outcome.ended = time.time()
+    journal.add(outcome)
+
+
+def write_folder(images: Path, masks: Path) -> dict[str, str]:
+    """Write the DICOM SEG of every series that a folder inference took, and the reports anew.
+
+    Args:
+        images, masks: ``dataset_dir`` and ``output_dir`` of the inference.
+
+    Returns:
+        The series that have none, and why.
+
+    Raises:
+        FileNotFoundError: there is no DICOM series among the images, or no journal among the masks.
     """
     found = [case for case in find_cases(images, masks) if is_series(case["image"])]
     if not found:
         raise FileNotFoundError(f"{images} holds no DICOM series: only their masks become DICOM SEG")
-    names = read_json(masks / "labels.json", dict)
-    labels = {int(value): name for value, name in names.items() if int(value)}
+    run = last_run(Journal(masks))
     failed = {}
-    for case in tqdm(found, desc="DICOM SEG", unit="series"):
-        mask = masks / case["mask"]
-        target = mask.with_name(mask.name.removesuffix(".nii.gz") + ".dcm")
-        try:
-            if not mask.is_file():
-                raise VolumeError(case["image"], f"has no mask {mask}: run the inference first")
-            write_dicom_seg(case["image"], mask, target, labels, codes, metadata, file_hash(mask))
-        except (VolumeError, OSError) as error:
-            failed[case["name"]] = str(error)
-            logger.warning("%s: no DICOM SEG: %s", case["name"], error)
-        else:
-            logger.info("written to %s", target)
+    with contextlib.ExitStack() as stack:
+        folder = SharedFolder(masks, run)
+        stack.callback(folder.leave)
+        journal = Journal(masks, folder.journal_number)
+        stack.callback(journal.close)
+        for case in tqdm(found, desc="DICOM SEG", unit="series"):
+            outcome = journal.former(case["name"])
+            if outcome is None or outcome.status != DONE or not (masks / case["mask"]).is_file():
+                failed[case["name"]] = f"{NO_SEG}it has no mask: run the inference first"
+                continue
+            outcome = add_dicom_seg(journal, case, outcome)
+            if words := [word for word in outcome.warnings if word.startswith(NO_SEG)]:
+                failed[case["name"]] = words[0]
+        write_reports(journal, run)
     return failed
 
 
@@ -268,12 +331,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Write the masks of DICOM series as DICOM SEG.")
     parser.add_argument("--images", required=True, type=Path, help="dataset_dir of the inference")
     parser.add_argument("--masks", required=True, type=Path, help="output_dir of the inference")
-    parser.add_argument("--task", type=Path, help="task file or model's folder, whose codes the segments bear")
     arguments = parser.parse_args(argv)
-    codes = find_task(arguments.task).codes if arguments.task else {}
-    failed = write_folder(arguments.images, arguments.masks, codes, read_json(METADATA, dict))
+    failed = write_folder(arguments.images, arguments.masks)
     for name, reason in failed.items():
-        print(f"{name}: no DICOM SEG: {reason}")
+        print(f"{name}: {reason}")
     if failed:
         sys.exit(1)
 

@@ -1,6 +1,7 @@
 """A network over a folder of images, as an engine: what runs is a :class:`Pipeline`, what is noted a ``RunRecord``."""
 
 import contextlib
+import importlib.util
 import logging
 import signal
 import threading
@@ -13,8 +14,10 @@ import torch.distributed as dist
 from ignite.engine import Engine
 from monai.data import Dataset
 from torch import nn
+from tqdm import tqdm
 
 from digar.inference.description import describe
+from digar.inference.inputs import Case
 from digar.inference.journal import FAILED, Outcome
 from digar.inference.pipeline import Finished, FolderOptions, Pipeline
 from digar.inference.record import RunRecord
@@ -34,6 +37,9 @@ class FolderEvaluator(Engine):
         record: of the run.
         options: what is done beside the masks.
         handlers: ignite handlers with ``attach``.
+
+    Raises:
+        ModuleNotFoundError: DICOM SEG is asked for, and what writes it is not installed.
     """
 
     def __init__(
@@ -48,8 +54,11 @@ class FolderEvaluator(Engine):
         handlers: Sequence[Any] = (),
     ) -> None:
         super().__init__(lambda engine, finished: self._take(finished))
+        if options.dicom_seg and importlib.util.find_spec("highdicom") is None:
+            raise ModuleNotFoundError("dicom_seg needs highdicom: pip install -r requirements-dicom.txt")
         self.record = record
         self.pipeline = Pipeline(torch.device(device), dataset, network, inferer, postprocessing, record, options)
+        self.without_seg = 0
         for handler in handlers or ():
             handler.attach(self)
 
@@ -60,8 +69,8 @@ class FolderEvaluator(Engine):
 
     @property
     def failed(self) -> int:
-        """Images of this process without a mask."""
-        return self.record.failed
+        """Images of this process without a mask, or without the DICOM SEG that was asked for."""
+        return self.record.failed + self.without_seg
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -100,6 +109,9 @@ class FolderEvaluator(Engine):
         try:
             with _leaving_by_sigterm(), self.record.open(cases, settings, facts, pipeline.options.thumbnails):
                 pending = self.record.pending(cases)
+                self.without_seg = 0
+                if pipeline.options.dicom_seg:
+                    self._segment_former(cases, pending)
                 if pending:
                     with contextlib.closing(pipeline.run(pending)) as finished:
                         super().run(finished, max_epochs=1, epoch_length=len(pending))
@@ -110,10 +122,28 @@ class FolderEvaluator(Engine):
     def _take(self, finished: Finished) -> Outcome:
         """An iteration of the engine: an image is finished."""
         case, outcome = finished
+        if self.pipeline.options.dicom_seg:
+            self._segment(case, outcome)
         self.record.finished(case, outcome)
         if outcome.status == FAILED and self.pipeline.options.fail_fast:
             self.terminate()
         return outcome
+
+    def _segment_former(self, cases: Sequence[Case], pending: Sequence[int]) -> None:
+        """Write what DICOM SEG are missing of masks that are there already."""
+        self.record.journal.scan()
+        others = sorted({*self.record.share(cases)} - {*pending})
+        for index in tqdm(others, desc="DICOM SEG", unit="image", leave=False, delay=2):
+            outcome = self.record.journal.former(cases[index]["name"])
+            if outcome is not None:
+                self._segment(cases[index], outcome)
+
+    def _segment(self, case: Case, outcome: Outcome) -> None:
+        """Write the DICOM SEG of a DICOM series."""
+        from digar.inference.dicom_seg import NO_SEG, add_dicom_seg  # needs requirements-dicom.txt
+
+        warnings = add_dicom_seg(self.record.journal, case, outcome).warnings
+        self.without_seg += any(word.startswith(NO_SEG) for word in warnings)
 
     def _wait_for_others(self) -> None:
         """Torchrun ends all processes as soon as one ends with failed images: so all end together."""

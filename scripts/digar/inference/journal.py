@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 from digar.volumes.reading import volume_files
 
 DONE, FAILED = "done", "failed"
+SEG_SUFFIX = ".dcm"  # of the DICOM SEG beside a mask
 CLOSED = -1  # no file
 
 
@@ -60,7 +61,8 @@ class Outcome:
         run: hash of weights and settings.
         mask_hash: SHA-256 of the mask file.
         kept: the mask was changed since it was written, and left as it is.
-        probabilities: files of probabilities beside the mask to their state.
+        beside: files beside the mask (probabilities, DICOM SEG) to their state.
+        series: description of a DICOM series, see :func:`digar.volumes.dicom.describe_series`.
         ended: when, in seconds since 1970.
     """
 
@@ -79,7 +81,8 @@ class Outcome:
     run: str = ""
     mask_hash: str = ""
     kept: bool = False
-    probabilities: dict[str, list[int]] = field(default_factory=dict)
+    beside: dict[str, list[int]] = field(default_factory=dict)
+    series: dict[str, str] = field(default_factory=dict)
     ended: float = 0.0
 
 
@@ -87,7 +90,7 @@ FIELDS = {f.name for f in fields(Outcome)}
 Kind = type | tuple[type, ...]
 NUMBER: Kind = (int, float)
 LISTS: dict[str, Kind] = {"warnings": str, "shape": int, "spacing": NUMBER, "image": str, "state": list}
-TABLES: dict[str, Kind] = {"volumes_ml": (int, float, list), "seconds": NUMBER, "probabilities": list}
+TABLES: dict[str, Kind] = {"volumes_ml": (int, float, list), "seconds": NUMBER, "beside": list, "series": str}
 OTHERS: dict[str, Kind] = {"ended": NUMBER, "kept": bool}
 
 

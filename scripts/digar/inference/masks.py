@@ -9,7 +9,7 @@ from monai.data import MetaTensor
 from monai.transforms import MapTransform
 from scipy import ndimage
 
-from digar.data.task import Task, unnamed
+from digar.data.task import Codes, Task, unnamed
 
 
 class LargestComponentd(MapTransform):
@@ -92,17 +92,16 @@ def written_labels(task: Task, mapping: Mapping[int | str, int]) -> dict[int, st
     return {value: name for value, name in sorted(written.items()) if value}
 
 
-def written_codes(codes: Mapping[int, Any], num_classes: int, mapping: Mapping[int | str, int]) -> dict[int, Any]:
+def written_codes(task: Task, mapping: Mapping[int | str, int]) -> Codes:
     """Value in the mask to its codes; several labels that become one value have none.
 
     Args:
-        codes: of the network's labels, see :class:`digar.data.task.Task`.
-        num_classes: of the network.
+        task: of the network.
         mapping: see :class:`RemapLabelsd`.
     """
     values = {int(label): int(value) for label, value in mapping.items()}
-    written = [values.get(label, label) for label in range(1, num_classes)]
-    found = {values.get(label, label): entry for label, entry in sorted(codes.items())}
+    written = [values.get(label, label) for label in range(1, task.num_classes)]
+    found = {values.get(label, label): entry for label, entry in sorted(task.codes.items())}
     return {value: entry for value, entry in found.items() if value and written.count(value) == 1}
 
 

@@ -32,7 +32,7 @@ tr.failed td { background: #fdf0ef; } .failed .status { color: #a3180f; font-wei
 .warning { color: #8a5a00; } tr.warned .status { color: #8a5a00; }
 th.label { white-space: normal; hyphens: auto; min-width: 4rem; font-size: 12px; } td.words { min-width: 11rem; }
 .key { display: inline-block; width: .8em; height: .8em; margin-right: .3em; border: 1px solid #555; }
-.folders { margin: .2rem 0; word-break: break-all; } .use { color: #5a6472; }
+.folders { margin: .2rem 0; word-break: break-all; } .use, .series { color: #5a6472; }
 img { display: block; height: 72px; cursor: zoom-in; }
 img.large { position: fixed; inset: 0; margin: auto; height: auto; width: min(96vw, 1320px); cursor: zoom-out;
   z-index: 9; box-shadow: 0 0 0 100vmax rgba(0, 0, 0, .8); image-rendering: pixelated; }
@@ -147,6 +147,8 @@ def _row(outcome: Outcome, labels: Mapping[int, str], pictured: bool, shown: boo
     words += "".join(f'<div class="warning">{html.escape(warning)}</div>' for warning in outcome.warnings)
     volumes = "".join(_volume(outcome.volumes_ml.get(name)) for name in labels.values())
     seconds = sum(outcome.seconds.get(name, 0) for name in ("reading", "network"))
+    if outcome.series:
+        name += f'<div class="series">{html.escape(printable(series_text(outcome)))}</div>'
     picture = ""
     if pictured:
         image = f'<img loading="lazy" alt="" src="data:image/jpeg;base64,{outcome.thumbnail}">'
@@ -158,6 +160,16 @@ def _row(outcome: Outcome, labels: Mapping[int, str], pictured: bool, shown: boo
         f'<td class="words">{words}</td>{volumes}<td class="number" data-value="{seconds}">{seconds:.2f}</td>'
         f"{picture}</tr>"
     )
+
+
+def series_text(outcome: Outcome) -> str:
+    """What people call a DICOM series; nothing for other images."""
+    if not outcome.series:
+        return ""
+    description, number, modality = (
+        outcome.series.get(key) for key in ("SeriesDescription", "SeriesNumber", "Modality")
+    )
+    return f"{description or 'no description'} (series {number or 'without number'}, {modality or 'no modality'})"
 
 
 def _volume(volume: float | list[float] | None) -> str:

@@ -28,12 +28,14 @@ from digar.inference.record import RunRecord
 from digar.inference.streams import Passage, SlabStream, Stopped
 from digar.inference.windows import WindowInferer
 from digar.volumes.checks import PLACEMENT, WARNINGS, TooLargeError
+from digar.volumes.dicom import describe_series, is_series
 from digar.volumes.errors import first_error, in_a_line
 from digar.volumes.files import file_hash, printable, whole_file
 from digar.volumes.grids import CanonicalAxes
 from digar.volumes.header import VolumeError
 from digar.volumes.memory import GIB
 from digar.volumes.pictures import thumbnail
+from digar.volumes.reading import volume_files
 from digar.volumes.writing import write_mask
 
 logger = logging.getLogger(__name__)
@@ -55,6 +57,7 @@ class FolderOptions:
         probabilities: also write ``(classes, X, Y, Z)`` float16 beside each mask, as ``.npy``.
         thumbnails: keep small pictures of the images for the report.
         fail_fast: stop at the first image that fails.
+        dicom_seg: also write the masks of DICOM series as DICOM SEG.
     """
 
     in_channels: int
@@ -62,6 +65,7 @@ class FolderOptions:
     probabilities: bool = False
     thumbnails: bool = True
     fail_fast: bool = False
+    dicom_seg: bool = False
 
 
 @dataclass
@@ -271,7 +275,8 @@ class Pipeline:
                 state=work.state,
                 run=self.record.run,
                 mask_hash=file_hash(written),
-                probabilities={name: file_state(path) for name, (path, _) in arrays.items()},
+                beside={name: file_state(path) for name, (path, _) in arrays.items()},
+                series=_series(case),
             )
             if self.options.thumbnails:
                 outcome.thumbnail = self._thumbnail(work.image, masks[0], affine, outcome)
@@ -313,8 +318,16 @@ class Pipeline:
         reason = printable(reason + self.record.remove_former(case))
         logger.warning("%s: %s", printable(case["name"]), reason)
         outcome = Outcome(case["name"], FAILED, reason, seconds=_rounded(seconds or {}), run=self.record.run)
-        outcome.ended = time.time()
+        outcome.series, outcome.ended = _series(case), time.time()
         return self.record.add(outcome)
+
+
+def _series(case: Case) -> dict[str, str]:
+    """What a DICOM series says of itself; nothing for other images."""
+    path = case["image"] if isinstance(case["image"], str) else case["image"][0]
+    with contextlib.suppress(VolumeError, OSError):
+        return describe_series(volume_files(path)) if is_series(path) else {}
+    return {}
 
 
 def _rounded(seconds: Mapping[str, float]) -> dict[str, float]:

@@ -13,10 +13,10 @@ import nibabel as nib
 import numpy as np
 from tqdm import tqdm
 
-from digar.data.task import model_file
+from digar.data.task import Codes, model_file
 from digar.inference.description import settings_hash
 from digar.inference.inputs import Case
-from digar.inference.journal import DONE, FAILED, Journal, Outcome, file_state, input_state
+from digar.inference.journal import DONE, FAILED, SEG_SUFFIX, Journal, Outcome, file_state, input_state
 from digar.inference.masks import volumes_ml
 from digar.inference.report import REPORTS, write_reports
 from digar.inference.sharing import SharedFolder
@@ -40,6 +40,7 @@ class RunRecord:
         weights_file: of the network, or the folder of its model.
         metadata_file: of the bundle, for its name and version.
         labels: value in the masks to name.
+        codes: value in the masks to its codes, see :class:`digar.data.task.Task`.
         rank, num_processes: this process takes every ``num_processes``-th image, from ``rank`` on.
 
     Raises:
@@ -52,6 +53,7 @@ class RunRecord:
         weights_file: str | Path,
         metadata_file: str | Path,
         labels: Mapping[int, str],
+        codes: Codes | None = None,
         rank: int = 0,
         num_processes: int = 1,
     ) -> None:
@@ -64,6 +66,7 @@ class RunRecord:
         self.weights_file = model_file(weights_file).absolute()
         self.metadata_file = Path(metadata_file).absolute()
         self.labels = dict(labels)
+        self.codes = dict(codes or {})
         self.rank, self.num_processes = rank, num_processes
         self.outcomes: Sequence[Outcome] = ()
         self.failed = 0  # of this process' images
@@ -94,6 +97,7 @@ class RunRecord:
             "bundle": " ".join(str(metadata.get(name)) for name in ("name", "version")),
             "weights": str(self.weights_file),
             "weights_sha256": weights,
+            "codes": self.codes,
             **facts,
             "processes": self.num_processes,
             "started": datetime.datetime.now().isoformat(timespec="seconds"),
@@ -201,6 +205,8 @@ class RunRecord:
         except UNREADABLE as error:
             return self._stands_in_the_way(case, f"was changed by hand, and cannot be read ({error})")
         former.warnings = [word for word in former.warnings if "changed by hand" not in word] + [warning]
+        self.remove_beside(case, SEG_SUFFIX)  # it was one of the mask before
+        former.beside = {name: state for name, state in former.beside.items() if not name.endswith(SEG_SUFFIX)}
         former.volumes_ml, former.mask_hash, former.kept, former.thumbnail = volumes, found, True, ""
         former.run, former.ended = self.run, time.time()
         return self.add(former)
@@ -240,35 +246,35 @@ class RunRecord:
             if mask.exists() and not self.journal.wrote(file_hash(mask)):
                 return f"; the mask {printable(case['mask'])} was changed by hand and is kept"
             mask.unlink(missing_ok=True)
-            self.remove_probabilities(case)
+            self.remove_beside(case)
         return ""
 
-    def make_way(self, case: Case, probabilities: Sequence[str]) -> None:
+    def make_way(self, case: Case, beside: Sequence[str]) -> None:
         """Take away what a former run left of a case, before its new files get their names.
 
         Args:
             case: that is finished.
-            probabilities: names of its files beside the mask.
+            beside: names of its files beside the mask.
 
         Raises:
             VolumeError: a file that is not this program's stands in the way.
         """
         mask = self.output_dir / case["mask"]
-        self.remove_probabilities(case)
-        foreign = [name for name in probabilities if os.path.lexists(mask.with_name(name))]
+        self.remove_beside(case)
+        foreign = [name for name in beside if os.path.lexists(mask.with_name(name))]
         if os.path.lexists(mask) and not self.journal.wrote(file_hash(mask)):
             foreign.append(mask.name)
         if foreign:
             names = ", ".join(map(printable, foreign))
             raise VolumeError(case["name"], f"{names} is there, but was not written by this program: move it away")
 
-    def remove_probabilities(self, case: Case) -> None:
-        """Take away probabilities that belonged to a former mask, where they are as they were written."""
+    def remove_beside(self, case: Case, ending: str = "") -> None:
+        """Take away what lies beside a former mask (files of this ending), where it is as it was written."""
         former = self.journal.former(case["name"])
-        for name, state in (former.probabilities if former is not None else {}).items():
+        for name, state in (former.beside if former is not None else {}).items():
             file = (self.output_dir / case["mask"]).with_name(Path(name).name)
             with contextlib.suppress(OSError):
-                if file_state(file) == state:
+                if name.endswith(ending) and file_state(file) == state:
                     file.unlink()
 
     def room_for_picture(self, outcome: Outcome) -> bool:

@@ -9,13 +9,15 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from digar.inference.journal import Journal, Outcome, writing
-from digar.inference.page import report_page
+from digar.data.task import Codes
+from digar.inference.journal import SEG_SUFFIX, Journal, Outcome, writing
+from digar.inference.measurements import FILES, write_measurements
+from digar.inference.page import report_page, series_text
 from digar.inference.sharing import reporting
 from digar.volumes.files import printable, whole_file, write_rows, write_text
 
-REPORTS = ("report.csv", "report.json", "report.html", "volumes.csv", "labels.json")
-INTERNAL = ("thumbnail", "image", "state", "run", "kept", "probabilities")  # of no use to a reader
+REPORTS = ("report.csv", "report.json", "report.html", "volumes.csv", "labels.json", *FILES)
+INTERNAL = ("thumbnail", "image", "state", "run", "kept", "beside")  # of no use to a reader
 COLUMNS = ("file", "status", "reason", "warnings", "mask", "shape", "spacing_mm", "seconds")
 
 
@@ -48,19 +50,32 @@ def merge_reports(output_dir: str | Path) -> str:
         FileNotFoundError: no folder inference ever wrote there.
         OSError: the reports cannot be written.
     """
-    folder = Path(output_dir)
-    if not (journal := Journal(folder)).runs:
-        raise FileNotFoundError(f"{folder} is no output folder of a folder inference: it holds no journal.jsonl")
+    journal = Journal(output_dir)
     return write_reports(journal, last_run(journal))[1]
 
 
+def labels_and_codes(about: Mapping[str, Any]) -> tuple[dict[int, str], Codes]:
+    """Value in the masks to name, and to codes, as a journal tells of a run."""
+    tables = about["labels"], about["facts"].get("codes", {})
+    labels, codes = ({int(value): entry for value, entry in table.items()} for table in tables)
+    return labels, codes
+
+
 def last_run(journal: Journal) -> str:
-    """The run that was begun last."""
+    """The run that was begun last.
+
+    Raises:
+        FileNotFoundError: no folder inference ever wrote there.
+    """
+    if not journal.runs:
+        raise FileNotFoundError(
+            f"{journal.folder} is no output folder of a folder inference: it holds no journal.jsonl"
+        )
     return max(journal.runs, key=lambda run: journal.runs[run]["began"])
 
 
 def write_reports(journal: Journal, run: str, thumbnails: bool = True) -> tuple[Outcomes, str]:
-    """Write ``report.csv``, ``report.json``, ``report.html``, ``volumes.csv`` and ``labels.json``, each whole.
+    """Write the ``REPORTS``, each whole.
 
     Args:
         journal: of the folder.
@@ -77,13 +92,14 @@ def write_reports(journal: Journal, run: str, thumbnails: bool = True) -> tuple[
     with reporting(folder):
         journal.scan()
         about = journal.runs[run]
-        labels = {int(value): name for value, name in about["labels"].items()}
+        labels, codes = labels_and_codes(about)
         names = journal.names(run)
         outcomes = Outcomes(journal, [name for name in names if _stands(journal, name, run)])
         facts = {**about["facts"], **_counts(journal, run, names, outcomes)}
         with writing(folder):
             write_rows(folder / "report.csv", _rows(outcomes, labels))
             write_rows(folder / "volumes.csv", _volumes(outcomes, labels))
+            write_measurements(folder, outcomes, labels, codes)
             write_text(folder / "labels.json", json.dumps({0: "background", **labels}, indent=1) + "\n")
             _write_record(folder / "report.json", facts, outcomes, labels)
             write_text(folder / "report.html", report_page(facts, outcomes, labels, thumbnails))
@@ -118,12 +134,19 @@ def _counts(journal: Journal, run: str, names: Sequence[str], outcomes: Outcomes
 
 
 def _rows(outcomes: Sequence[Outcome], labels: Mapping[int, str]) -> Iterator[list[Any]]:
-    yield [*COLUMNS, *(f"{name} ml" for name in labels.values())]
+    yield [*COLUMNS, *(f"{name} ml" for name in labels.values()), "series", "dicom_seg"]
     for o in outcomes:
         seconds = round(sum(o.seconds.get(name, 0) for name in ("reading", "network")), 3)
         shape, spacing = "x".join(map(str, o.shape)), "x".join(f"{s:g}" for s in o.spacing)
         volumes = [volume_text(o.volumes_ml.get(name, "")) for name in labels.values()]
-        yield [o.name, o.status, o.reason, "; ".join(o.warnings), o.mask, shape, spacing, seconds, *volumes]
+        words, series, seg = "; ".join(o.warnings), series_text(o), _dicom_seg(o)
+        yield [o.name, o.status, o.reason, words, o.mask, shape, spacing, seconds, *volumes, series, seg]
+
+
+def _dicom_seg(outcome: Outcome) -> str:
+    """The DICOM SEG of an image, below the output folder; nothing where there is none."""
+    names = [name for name in outcome.beside if name.endswith(SEG_SUFFIX)]
+    return (Path(outcome.mask).parent / names[0]).as_posix() if names else ""
 
 
 def volume_text(volume: float | list[float] | str) -> float | str:
@@ -151,5 +174,6 @@ def _write_record(path: Path, facts: Mapping[str, Any], outcomes: Sequence[Outco
         for number, outcome in enumerate(outcomes):
             record = {k: v for k, v in asdict(outcome).items() if k not in INTERNAL}
             record |= {"name": printable(outcome.name), "mask": printable(outcome.mask)}
+            record["dicom_seg"] = printable(_dicom_seg(outcome))
             stream.write((",\n" if number else "\n") + json.dumps(record))
         stream.write("\n]\n}\n")
