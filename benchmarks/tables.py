@@ -6,6 +6,7 @@
 ``rows``. Where an experiment was planned (``benchmarks/experiments``), its tables are computed from the results of its
 runs, ``docs/experiments/data/NAME/*.json``, and its figures drawn. In the page a table stands between
 ``<!-- table NAME -->`` and ``<!-- end -->``; what is around it is prose. A test holds each page against its numbers.
+``planned.md`` lists all planned experiments.
 """
 
 import json
@@ -14,7 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from benchmarks.experiments.pages import draw_figures
+from benchmarks.experiments.pages import draw_figures, overview
 from benchmarks.experiments.pages import tables as computed_tables
 from benchmarks.experiments.protocol import names, read_protocol
 from benchmarks.experiments.scores import RESULTS, read_results
@@ -48,14 +49,16 @@ def planned(page: Path) -> bool:
 
 def pages() -> list[Path]:
     """The pages that have numbers beside them."""
-    written = {file.stem for file in (FOLDER / "data").glob("*.json")} | {
-        name for name in names() if (FOLDER / f"{name}.md").is_file()
-    }
+    written = {file.stem for file in (FOLDER / "data").glob("*.json")}
+    written |= {name for name in [*names(), "planned"] if (FOLDER / f"{name}.md").is_file()}
     return [FOLDER / f"{name}.md" for name in sorted(written)]
 
 
 def numbers(page: Path) -> dict[str, Any]:
     """The tables of a page."""
+    if page.stem == "planned":
+        found = [(read_protocol(name), read_results(RESULTS / name)) for name in names()]
+        return {"experiments": overview(found)}
     if planned(page):
         return computed_tables(read_protocol(page.stem), read_results(RESULTS / page.stem))
     return json.loads((FOLDER / "data" / f"{page.stem}.json").read_text(encoding="utf-8"))

@@ -1,7 +1,6 @@
 """The benchmarks run, measure something in every row, and compare like with like."""
 
 import json
-import signal
 from pathlib import Path
 
 import pytest
@@ -10,8 +9,7 @@ from digar.networks import SegmentationNetwork
 from digar.networks.patches import from_patches, to_patches
 from digar.networks.weights import convert_published
 
-from benchmarks import attention, export, finetune, gpu_check, masked, pretrain_data, pretrain_step, resolution, scaling
-from tests import conftest
+from benchmarks import attention, export, gpu_check, masked, pretrain_data, pretrain_step, resolution, scaling
 
 STEPS = ["published-float32", "vit-bf16", "none-float32", "none-bf16", "none-bf16-all"]
 SMALL = pretrain_step.Setting(size="tiny", image=32, patch=8, batch=2, device="cpu")
@@ -129,98 +127,6 @@ def test_exports_are_timed_and_compared_with_the_network_in_each_precision() -> 
     assert differences["PyTorch, float32"] == 0
     assert differences["TorchScript, float32"] < 1e-4 < differences["PyTorch, bf16"]
     assert all(row["seconds"] > 0 and row["to_pytorch"] > 0 for row in rows)
-
-
-def comparison_options(task: Path, output: Path) -> list[str]:
-    open_ids = ("num_classes", "spacing", "roi_size", "network_size", "batch_size")  # the arms set the others
-    small = {name: conftest.SMALL[name] for name in open_ids}
-    return ["--dataset", str(task), "--output", str(output), "--ids", json.dumps(small)]
-
-
-@pytest.fixture(scope="module")
-def comparison(task, tmp_path_factory) -> Path:
-    """Two arms trained for a few steps on phantoms: the folder of the comparison."""
-    output = tmp_path_factory.mktemp("comparison")
-    options = comparison_options(task, output)
-    finetune.main(["measure", "none", "no transformer", *options, "--rounds", "1"])
-    (output / "steps.json").write_text(json.dumps({"none": 15, "no transformer": 30}))  # 4 and 2 steps in a minute
-    for _ in range(2):
-        finetune.main(["train", "none", "no transformer", *options, "--minutes", "1", "--seeds", "3"])
-    return output
-
-
-def test_a_slower_network_gets_fewer_steps_and_a_finished_run_is_not_repeated(comparison) -> None:
-    rows = [(row["arm"], row["seed"], row["steps"]) for row in finetune.read_rows(comparison)]
-    assert rows == [("none", 3, 4), ("no transformer", 3, 2)]
-    assert all(0 <= row["worst"] <= row["dice"] <= 1 for row in finetune.read_rows(comparison))
-
-
-def test_a_run_that_a_signal_stopped_is_not_scored_and_goes_on_later(task, tmp_path, monkeypatch) -> None:
-    command = ["train", "no transformer", *comparison_options(task, tmp_path), "--minutes", "1"]
-    (tmp_path / "steps.json").write_text(json.dumps({"no transformer": 15}))
-    run = finetune.ConfigWorkflow.run
-
-    def stopped(flow: finetune.ConfigWorkflow) -> None:
-        flow.parser.get_parsed_content("training_run").received = signal.SIGTERM
-        run(flow)
-
-    monkeypatch.setattr(finetune.ConfigWorkflow, "run", stopped)
-    with pytest.raises(SystemExit) as end:
-        finetune.main(command)
-    assert end.value.code == 128 + signal.SIGTERM
-    assert finetune.read_rows(tmp_path) == []
-    assert not list(tmp_path.rglob("model.pt"))
-    monkeypatch.undo()
-    finetune.main(command)
-    assert [row["steps"] for row in finetune.read_rows(tmp_path)] == [4]
-
-
-def test_the_table_lists_the_arms_that_were_not_run(comparison, capsys) -> None:
-    finetune.main(["table", "--output", str(comparison)])
-    lines = {line.split("|")[1].strip(): line for line in capsys.readouterr().out.splitlines() if line.startswith("|")}
-    assert set(finetune.ARMS) <= set(lines)
-    assert [name for name in finetune.ARMS if "not run" not in lines[name]] == ["none", "no transformer"]
-
-
-def test_the_rows_are_drawn_over_the_share_of_labels(tmp_path) -> None:
-    rows = [
-        {"arm": arm, "minutes": 1.0, "label_ratio": ratio, "dice": 0.8 + ratio / 10 + seed / 100}
-        for arm in ("none", "DynUNet") for ratio in (0.05, 1.0) for seed in range(3)
-    ]  # fmt: skip
-    with pytest.raises(ValueError, match="has no rows.jsonl with rows"):
-        finetune.draw_rows(tmp_path, tmp_path / "dice.png")
-    (tmp_path / "rows.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
-    finetune.draw_rows(tmp_path, tmp_path / "dice.png")
-    assert (tmp_path / "dice.png").read_bytes().startswith(b"\x89PNG")
-
-
-def test_rows_of_unequal_time_are_not_drawn_as_one(tmp_path) -> None:
-    rows = [{"arm": "none", "minutes": minutes, "label_ratio": 0.05, "dice": 0.8} for minutes in (1.5, 8.0)]
-    (tmp_path / "rows.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
-    with pytest.raises(ValueError, match=r"rows of \[1.5, 8.0\] minutes at the share 0.05: keep them in two folders"):
-        finetune.draw_rows(tmp_path, tmp_path / "dice.png")
-
-
-def test_without_the_transformer_the_light_head_computes_what_it_does_on_silent_tokens() -> None:
-    network = finetune.WithoutTransformer(4, 1, 3, 4)
-    image = torch.randn(1, 1, 8, 8, 8)
-    expected = network.head([torch.zeros(1, 1, 2, 2, 2)], network.head.stem(image))
-    assert torch.equal(network(image), expected)
-
-
-def test_a_padded_network_gives_logits_on_the_images_own_grid() -> None:
-    image = torch.randn(1, 1, 5, 8, 3)
-    assert torch.equal(finetune.Padded(torch.nn.Identity(), 4)(image), image)
-
-
-def test_a_linear_probe_trains_its_head_alone_and_keeps_voxels_in_place() -> None:
-    probe = finetune.LinearProbe(16, 8, 2, size={"hidden_size": 24, "num_layers": 1, "num_heads": 2})
-    assert {n for n, p in probe.named_parameters() if p.requires_grad} == {"head.weight", "head.bias"}
-    torch.nn.init.zeros_(probe.head.weight)
-    probe.head.bias.data = torch.arange(2.0 * 8**3)  # class, then voxel in raster order
-    logits = probe(torch.randn(1, 1, 16, 16, 16))
-    expected = torch.arange(2.0 * 8**3).reshape(2, 8, 8, 8).repeat(1, 2, 2, 2)
-    assert torch.equal(logits[0], expected)
 
 
 # The masked autoencoder

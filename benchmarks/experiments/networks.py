@@ -1,4 +1,4 @@
-"""Networks beside the bundle's: peers without a backbone of ours, the light head alone, linear probes."""
+"""Networks beside the bundle's: peers without a backbone of ours, the light head alone, a linear head."""
 
 import math
 from collections.abc import Sequence
@@ -57,13 +57,14 @@ class WithoutTransformer(nn.Module):
         return self.head([torch.zeros_like(skips[-1][:, :1])], skips)
 
 
-class LinearProbe(nn.Module):
-    """Frozen features: a linear layer gives every voxel of a patch its logits from the backbone's tokens.
+class LinearHead(nn.Module):
+    """A linear layer gives every voxel of a patch its logits from the backbone's tokens: a head without a pyramid.
 
     Args:
         image_size, patch_size, backbone: see :class:`BackboneSettings`.
         out_channels: classes.
         layer: whose tokens are read, from 0; the last one's are normalised.
+        frozen: train the linear layer alone, a probe of what the tokens hold.
     """
 
     def __init__(
@@ -72,10 +73,11 @@ class LinearProbe(nn.Module):
         patch_size: int | Sequence[int],
         out_channels: int,
         layer: int = -1,
+        frozen: bool = False,
         **backbone: Any,
     ) -> None:
         super().__init__()
-        self.backbone = Backbone(BackboneSettings(image_size, patch_size, **backbone)).requires_grad_(False)
+        self.backbone = Backbone(BackboneSettings(image_size, patch_size, **backbone)).requires_grad_(not frozen)
         self.layer = layer
         self.head = nn.Linear(self.backbone.hidden_size, out_channels * math.prod(self.backbone.patch_size))
 

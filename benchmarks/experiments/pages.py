@@ -1,6 +1,6 @@
 """The tables and figures of an experiment's page, from its plan and the results that are there."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,15 @@ def tables(protocol: Protocol, results: Results) -> dict[str, Table]:
     if protocol.identity_test:
         writers["identity"] = identity_table
     return {name: write(protocol, results) for name, write in writers.items()}
+
+
+def overview(experiments: Sequence[tuple[Protocol, Results]]) -> Table:
+    """All planned experiments: what each asks, what is expected, and how far it is."""
+    rows = []
+    for protocol, results in experiments:
+        (done,) = [cell for name, cell in plan_table(protocol, results)["rows"] if name == "done"]
+        rows.append([f"`{protocol.name}`", protocol.question, protocol.expected, done])
+    return {"columns": ["experiment", "question", "expected", "done"], "rows": rows}
 
 
 def plan_table(protocol: Protocol, results: Results) -> Table:

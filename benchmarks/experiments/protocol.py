@@ -22,13 +22,15 @@ def slug(text: str) -> str:
 class Pretraining:
     """A pretraining: the config files in the bundle, the ids replaced in them, and its length in steps.
 
-    ``data``: a folder to learn from instead of the experiment's own patients, the scored ones left out.
+    ``data``: a folder to learn from instead of the experiment's own patients, the scored ones left out. ``of``: the
+    experiment that has a pretraining of this name, whose weights are taken; its split must be this one's.
     """
 
-    config: list[str]
-    steps: int
-    ids: dict[str, Any]
+    config: list[str] = field(default_factory=list)
+    steps: int = 0
+    ids: dict[str, Any] = field(default_factory=dict)
     data: str | None = None
+    of: str | None = None
 
 
 @dataclass(frozen=True)

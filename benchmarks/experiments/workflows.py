@@ -1,7 +1,9 @@
 """One job of an experiment: the bundle's own configs with a few ids replaced, and the result as plain numbers."""
 
 import csv
+import json
 import math
+import shutil
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
@@ -26,11 +28,13 @@ from torch import nn
 from benchmarks.experiments.features import features, probe
 from benchmarks.experiments.patients import Case, Parts, draw_labelled, read_cases, split_patients
 from benchmarks.experiments.protocol import Job, Protocol, slug
+from benchmarks.experiments.scheduler import result_file
 from benchmarks.experiments.scores import best_rate, macro_auc
 from benchmarks.measure import held_memory, machine_facts
 
 ROOT = Path(__file__).resolve().parents[2]
 CURVE_POINTS = 40
+PRETRAINING_FACTS = ("settings", "steps", "volumes", "seconds", "train_loss", "val_loss")
 PROBED = ("patch_size", "attention", "in_channels", "num_classes")  # what decides a frozen backbone
 KEPT_FIELDS = ("dice", "hd95_mm", "volume_ml", "true_volume_ml")  # of the evaluation's cases.csv
 
@@ -135,6 +139,8 @@ def pretrain(protocol: Protocol, job: Job, cases: Sequence[Case], state: Path, d
     """Pretrain on the patients that no run scores; the loss is told on the tuning patients."""
     plan = protocol.pretraining[job.arm]
     folder = state / job.name
+    if plan.of:
+        return take_over(state.parent / plan.of, job, folder)
     parts = split_patients(cases, protocol.split)
     if plan.data:
         found = scans(data / plan.data)
@@ -226,6 +232,20 @@ def unpack(protocol: Protocol, cases: Sequence[Case], state: Path, data: Path) -
     return [replace(c, files={"image": str(state / "volumes" / f"{c.name}.nii.gz")}) for c in cases]
 
 
+def take_over(source: Path, job: Job, folder: Path) -> dict[str, Any]:
+    """The pretraining of another experiment: its weights and what was told of it.
+
+    Raises:
+        FileNotFoundError: it is not finished.
+    """
+    result = result_file(source, job.name)
+    if not result.is_file():
+        raise FileNotFoundError(f"{job.name} of {source.name} is not finished: run that experiment first")
+    shutil.copytree(source / job.name, folder, dirs_exist_ok=True, ignore=lambda path, found: {"lock", "log.txt"})
+    told = json.loads(result.read_text(encoding="utf-8"))
+    return {"taken_from": source.name} | {key: value for key, value in told.items() if key in PRETRAINING_FACTS}
+
+
 def train_and_score(protocol: Protocol, job: Job, cases: Sequence[Case], state: Path, data: Path) -> dict[str, Any]:
     """Train an arm; score the tuning patients (a tuning), or those that are kept for the scores (a run)."""
     parts = split_patients(cases, protocol.split, job.draw if protocol.split.folds else 0)
@@ -266,7 +286,7 @@ def score(
     if protocol.task == "classification":
         chosen = {
             "_target_": "benchmarks.experiments.workflows.named",
-            "cases": "@cases",
+            "cases": "$@cases()['all']",
             "names": [case.name for case in cases],
         }
     replaced = {**ids, "output_dir": str(folder), "worst_pictures": 0, "evaluated_cases": chosen}

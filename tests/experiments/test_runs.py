@@ -112,7 +112,8 @@ def test_a_peer_is_padded_to_the_multiple_it_wants_and_cut_back() -> None:
 
 
 def test_a_linear_probe_trains_its_head_alone_and_keeps_voxels_in_place() -> None:
-    probe = networks.LinearProbe(16, 8, 2, size={"hidden_size": 24, "num_layers": 1, "num_heads": 2})
+    size = {"hidden_size": 24, "num_layers": 1, "num_heads": 2}
+    probe = networks.LinearHead(16, 8, 2, frozen=True, size=size)
     assert {n for n, p in probe.named_parameters() if p.requires_grad} == {"head.weight", "head.bias"}
     torch.nn.init.zeros_(probe.head.weight)
     probe.head.bias.data = torch.arange(2.0 * 8**3)  # class, then voxel in raster order
@@ -164,6 +165,7 @@ def test_volumes_with_a_class_are_classified_by_training_or_by_frozen_features(a
         "config": ["configs/train.json", "configs/classify.json"], "evaluate": ["configs/evaluate_classes.json"],
         "pretraining": {"masked": pretraining}, "arms": {"masked": {"ids": {}, "pretrained": "masked"}},
         "runs": [{"labels": 4, "arms": ["masked"]}], "main": [], "identity_test": False, "tuned_with": None,
+        "twins": [],
     }  # fmt: skip
     (tmp_path / "plan.yaml").write_text(yaml.safe_dump(plan))
     results = work_through(tmp_path, archive)
