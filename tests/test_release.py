@@ -10,6 +10,7 @@ import sys
 import zipfile
 from pathlib import Path
 
+import digar
 import nibabel as nib
 import numpy as np
 import pytest
@@ -118,3 +119,8 @@ def test_the_installed_package_has_the_command_the_configs_and_the_models(tmp_pa
     result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr[-3000:]
     assert nib.load(tmp_path / "masks/crop_mask.nii.gz").shape == volume.shape
+
+
+def test_the_package_the_metadata_and_the_changelog_name_one_version() -> None:
+    assert digar.__version__ == VERSION
+    assert f"## {VERSION}" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
