@@ -13,7 +13,7 @@ from digar.cli.command import (
     prepare_command,
     refuse_unknown_options,
 )
-from digar.cli.errors import explain_error
+from digar.cli.failure import explain_error
 from digar.volumes.reading import VolumeError
 from monai.bundle import ConfigParser
 from monai.data import DataLoader, Dataset

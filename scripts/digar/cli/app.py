@@ -320,7 +320,7 @@ def serve(
 
 def main() -> None:
     """Run the command; an error is one line."""
-    from digar.cli.errors import explain_error
+    from digar.cli.failure import explain_error
 
     sys.excepthook = explain_error
     typer.main.get_command(app)(prog_name="digar")

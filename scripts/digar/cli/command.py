@@ -15,7 +15,7 @@ from monai.bundle import ConfigParser
 from monai.bundle.utils import ID_SEP_KEY
 from monai.utils import ensure_tuple
 
-from digar.cli.errors import explain_error
+from digar.cli.failure import explain_error
 from digar.training.tracking import disable_telemetry
 
 SOME_FAILED = 3  # exit code

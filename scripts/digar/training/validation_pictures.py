@@ -17,7 +17,7 @@ from digar.volumes.pictures import Planes, Prediction, picture_page, prediction_
 class ValidationPictures:
     """Write a PNG page of the first cases whenever an evaluator has run.
 
-    The evaluator's output is that of :class:`digar.evaluation.masks.MaskEvaluator`; all is drawn in the working grid.
+    The evaluator is a :class:`digar.evaluation.mask_evaluator.MaskEvaluator`; all is drawn in the working grid.
 
     Args:
         folder: where ``validation_epoch_NNNN.png`` goes.
