@@ -16,8 +16,9 @@ from digar.inference.record import RunRecord
 from digar.inference.windows import WindowInferer
 from digar.volumes.checks import CheckedLoadImaged
 from digar.volumes.grids import WorkingGridd
+from digar.volumes.intensities import ScaleIntensityd
 from monai.data import Dataset
-from monai.transforms import Compose, ScaleIntensityRangePercentilesd
+from monai.transforms import Compose
 from torch import Tensor, nn
 
 from tests.conftest import ROOT
@@ -56,7 +57,7 @@ def make_evaluator(images: Path, out: Path, network: nn.Module | None = None, **
     preprocessing = Compose([
         CheckedLoadImaged("image", volumes_4d=volumes_4d, **load),
         WorkingGridd("image", spacing),
-        ScaleIntensityRangePercentilesd("image", 1, 99.9, 0.0, 1.0, clip=True, channel_wise=True),
+        ScaleIntensityd("image"),
     ])  # fmt: skip
     return FolderEvaluator(
         device="cpu",

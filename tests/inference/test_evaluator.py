@@ -3,6 +3,7 @@
 import csv
 import itertools
 import json
+import math
 import os
 import signal
 import subprocess
@@ -15,9 +16,12 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from digar.inference import pipeline
 from digar.inference.journal import DONE, FAILED
 from digar.inference.windows import WindowInferer
 from digar.networks import SegmentationNetwork
+from digar.volumes.checks import NEED, CheckedReader
+from digar.volumes.memory import BUFFERS
 from ignite.engine import Events
 from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
 from scipy import ndimage
@@ -329,6 +333,22 @@ def test_a_file_for_which_memory_runs_out_fails_with_its_size_and_the_others_go_
     assert statuses(outcomes) == {"a.nii": DONE, "b.nii": FAILED, "c.nii": DONE}
     assert "memory ran out with 33x12x14 voxels" in outcomes[1].reason
     assert "3.00 GiB" in outcomes[1].reason
+
+
+def test_an_image_waits_for_the_memory_that_those_before_it_hold(tmp_path, monkeypatch):
+    for name in "abcd":
+        write_volume(tmp_path / f"in/{name}.nii")
+    need = CheckedReader(spacing=(1, 1, 1), roi_size=ROI, num_classes=4).read(tmp_path / "in/a.nii")[1][NEED]
+    monkeypatch.setattr(pipeline, "available_memory", lambda: need + BUFFERS)
+    left = []
+    read = CheckedReader.read
+    monkeypatch.setattr(
+        CheckedReader, "read", lambda self, data, memory=math.inf: (left.append(memory), read(self, data, memory))[1]
+    )
+    outcomes = make_evaluator(tmp_path / "in", tmp_path / "out").run()
+    assert set(statuses(outcomes).values()) == {DONE}
+    assert left[0] == math.inf
+    assert set(left) <= {math.inf, BUFFERS}  # nobody was let in beside another
 
 
 def test_a_full_disk_names_itself_and_loses_nothing(tmp_path, monkeypatch):

@@ -6,9 +6,10 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from digar.volumes import checks, memory
-from digar.volumes.checks import WARNINGS, CheckedLoadImaged, CheckedReader, TooLargeError
+from digar.volumes import checks
+from digar.volumes.checks import MEMORY_LEFT, NEED, WARNINGS, CheckedLoadImaged, CheckedReader, TooLargeError
 from digar.volumes.grids import WorkingGridd
+from digar.volumes.memory import BUFFERS
 from digar.volumes.reading import VolumeError
 
 VALUES = np.random.default_rng(0).normal(100, 20, (12, 11, 10)).astype(np.float32)
@@ -118,19 +119,12 @@ def test_a_spacing_far_from_that_of_the_training_images_is_refused(tmp_path):
         read(path, training_range=RANGE)
 
 
-@pytest.mark.parametrize("name", ["_system", "_cgroup", "_address_space"])
-def test_the_least_of_three_limits_is_what_can_be_taken(name, monkeypatch):
-    before = memory.available_memory()
-    assert before > 1e6
-    monkeypatch.setattr(memory, name, lambda: 12345.0)
-    assert memory.available_memory() == 12345.0
-
-
-def test_more_classes_and_voxels_need_more_memory():
-    plain = memory.needed_memory((512, 512, 800), 1, 2, (512, 512, 800), 3, (48, 64, 48))
-    assert plain > 512 * 512 * 800 * 8
-    assert memory.needed_memory((512, 512, 800), 1, 2, (512, 512, 800), 100, (48, 64, 48)) > plain
-    assert memory.needed_memory((512, 512, 900), 1, 2, (512, 512, 900), 3, (48, 64, 48)) > plain
+def test_what_others_have_taken_is_not_there_for_a_volume(tmp_path):
+    load, case = CheckedLoadImaged("image", **OPTIONS), {"image": str(write(tmp_path / "a.nii"))}
+    need = load(case)["image"].meta[NEED] + BUFFERS
+    assert load({**case, MEMORY_LEFT: need})
+    with pytest.raises(TooLargeError, match="a.nii"):
+        load({**case, MEMORY_LEFT: need - 1})
 
 
 def test_what_lies_outside_the_training_range_can_be_refused(tmp_path):

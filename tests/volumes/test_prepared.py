@@ -166,7 +166,7 @@ def test_without_a_cache_the_intensities_themselves_are_read_and_nothing_is_writ
 
 def count_reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     reads: list[str] = []
-    monkeypatch.setattr(volumes, "resampled", lambda path, reader: (reads.append(path), resampled(path, reader))[1])
+    monkeypatch.setattr(volumes, "resampled", lambda path, *options: (reads.append(path), resampled(path, *options))[1])
     return reads
 
 

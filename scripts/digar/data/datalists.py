@@ -15,8 +15,9 @@ from digar.data.layouts.layout import case_images
 from digar.data.layouts.msd import MsdTask
 from digar.data.splits import Split, by_patient, describe_patients, label_subset, split_cases
 from digar.data.task import unnamed
-from digar.volumes.checks import WARNINGS
+from digar.volumes.checks import MEMORY_LEFT, WARNINGS, TooLargeError
 from digar.volumes.header import VolumeError
+from digar.volumes.memory import available_memory
 from digar.volumes.reading import VOLUME_SUFFIXES
 from digar.volumes.search import case_names, find_volumes
 
@@ -174,9 +175,9 @@ def check_cases(cases: Sequence[Case], load: Callable[[Case], Mapping[Any, Any]]
     if not cases:
         raise ValueError("there is no labelled case to work on: label one first")
 
-    def attempt(case: Case) -> CaseFacts | VolumeError:
+    def attempt(case: Case, at_once: int = READERS) -> CaseFacts | VolumeError:
         try:
-            loaded = load(case)
+            loaded = load({**case, MEMORY_LEFT: available_memory() / at_once})
         except VolumeError as error:
             return error
         image = loaded["image"]
@@ -187,6 +188,10 @@ def check_cases(cases: Sequence[Case], load: Callable[[Case], Mapping[Any, Any]]
 
     with ThreadPool(READERS) as pool:
         results = list(tqdm(pool.imap(attempt, cases), total=len(cases), desc="checking cases", leave=False))
+    results = [  # alone it may find room
+        attempt(case, at_once=1) if isinstance(result, TooLargeError) else result
+        for case, result in zip(cases, results, strict=True)
+    ]
     problems = [str(result) for result in results if isinstance(result, VolumeError)]
     if problems:
         raise ValueError(f"{len(problems)} of {len(cases)} cases cannot be used:\n" + "\n".join(problems))

@@ -39,10 +39,18 @@ def largest_components(mask: np.ndarray) -> np.ndarray:
             continue
         components, count = ndimage.label(mask[box] == label, structure=np.ones((3, 3, 3)))
         if count > 1:
-            sizes = np.bincount(components.ravel())
+            sizes = count_values(components)
             sizes[0] = 0
             kept[box][(components > 0) & (components != sizes.argmax())] = 0
     return kept
+
+
+def count_values(values: np.ndarray) -> np.ndarray:
+    """How often each whole number occurs, ``numpy.bincount`` slice by slice: as a whole it takes 8 bytes a number."""
+    counts = np.zeros(int(values.max()) + 1, np.int64)
+    for part in values:
+        counts += np.bincount(part.ravel(), minlength=len(counts))
+    return counts
 
 
 class RemapLabelsd(MapTransform):
@@ -69,7 +77,10 @@ class RemapLabelsd(MapTransform):
             table = np.arange(max(int(mask.max()), *self.mapping) + 1)
             for label, value in self.mapping.items():
                 table[label] = value
-            mapped[key] = _like(mapped[key], table.astype(np.uint16 if table.max() > 255 else np.uint8)[mask])
+            values = np.empty(mask.shape, np.uint16 if table.max() > 255 else np.uint8)
+            for part, found in zip(values[0], mask[0], strict=True):
+                part[...] = table[found]
+            mapped[key] = _like(mapped[key], values)
         return mapped
 
 

@@ -27,13 +27,13 @@ from digar.inference.masks import absent_labels, volumes_ml
 from digar.inference.record import RunRecord
 from digar.inference.streams import Passage, SlabStream, Stopped
 from digar.inference.windows import WindowInferer
-from digar.volumes.checks import PLACEMENT, WARNINGS, TooLargeError
+from digar.volumes.checks import MEMORY_LEFT, NEED, PLACEMENT, WARNINGS, TooLargeError
 from digar.volumes.dicom import describe_series, is_series
 from digar.volumes.errors import first_error, in_a_line
 from digar.volumes.files import file_hash, printable, whole_file
 from digar.volumes.grids import CanonicalAxes
 from digar.volumes.header import VolumeError
-from digar.volumes.memory import GIB
+from digar.volumes.memory import GIB, available_memory
 from digar.volumes.pictures import thumbnail
 from digar.volumes.reading import volume_files
 from digar.volumes.writing import write_mask
@@ -123,7 +123,7 @@ class Pipeline:
         stop = threading.Event()
         to_network, to_writing, finished = (Passage(depth, stop) for depth in (WAITING, WAITING, 0))
         errors: list[BaseException] = []
-        progress = {"passed": 0, "ended": 0}  # each written by one thread alone
+        progress = {"passed": 0, "ended": 0, "taken": 0.0, "freed": 0.0}  # each written by one thread alone
         reading = functools.partial(self._read, pending, to_network, finished, progress, stop)
         network = functools.partial(self._infer, to_network, to_writing)
         writing = functools.partial(self._write, to_writing, finished, progress)
@@ -163,9 +163,10 @@ class Pipeline:
         pending: Sequence[int],
         to_network: Passage,
         finished: Passage,
-        progress: dict[str, int],
+        progress: dict[str, float],
         stop: threading.Event,
     ) -> None:
+        memory = available_memory()  # that all images on their way share
         for case in self._claimed(pending, stop):
             meanwhile = self.record.meanwhile(case)
             if meanwhile is not None:
@@ -174,21 +175,31 @@ class Pipeline:
             began = time.monotonic()
             try:
                 state = input_state(case["image"])
-                try:
-                    prepared = self.dataset.transform({**case, "beside_others": True})
-                except FILE_ERRORS as error:
-                    if not isinstance(first_error(error), TooLargeError):
-                        raise
-                    while progress["passed"] > progress["ended"] and not stop.is_set():
-                        time.sleep(0.05)  # memory that images before it still hold
-                    prepared = self.dataset.transform(case)
+                prepared = self._prepared(case, memory, progress, stop)
             except FILE_ERRORS as error:
                 finished.put((case, self._failure(case, error, seconds={"reading": time.monotonic() - began})))
                 continue
             image = prepared["image"]
             streams = [SlabStream(stop) for _ in range(image.shape[0] // self.options.in_channels)]
             progress["passed"] += 1
+            progress["taken"] += image.meta[NEED]
             to_network.put(Work(case, state, image, streams, {"reading": time.monotonic() - began}))
+
+    def _prepared(
+        self, case: Case, memory: float, progress: Mapping[str, float], stop: threading.Event
+    ) -> Mapping[str, Any]:
+        """A case that is read and prepared, as soon as the images before it leave enough of the memory."""
+        while not stop.is_set():
+            ended, left = progress["ended"], memory - progress["taken"] + progress["freed"]
+            alone = progress["passed"] == ended
+            try:
+                return self.dataset.transform(case if alone else {**case, MEMORY_LEFT: left})
+            except FILE_ERRORS as error:
+                if alone or not isinstance(first_error(error), TooLargeError):
+                    raise
+            while progress["ended"] == ended and not stop.is_set():
+                time.sleep(0.05)
+        raise Stopped
 
     def _claimed(self, pending: Sequence[int], stop: threading.Event) -> Iterator[Case]:
         """The cases, each when it is claimed; those that another process is at come when that lets them go."""
@@ -221,7 +232,7 @@ class Pipeline:
                     stream.put(error)
             work.seconds["network"] = time.monotonic() - began
 
-    def _write(self, to_writing: Passage, finished: Passage, progress: dict[str, int]) -> None:
+    def _write(self, to_writing: Passage, finished: Passage, progress: dict[str, float]) -> None:
         while True:
             work: Work = to_writing.get()
             began = time.monotonic()
@@ -231,6 +242,7 @@ class Pipeline:
                 for stream in work.streams:
                     stream.cancel()
                 outcome = self._failure(work.case, error, work.image, work.seconds)
+            progress["freed"] += work.image.meta[NEED]
             progress["ended"] += 1
             finished.put((work.case, outcome))
 

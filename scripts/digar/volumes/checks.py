@@ -15,10 +15,12 @@ from monai.utils.enums import MetaKeys
 
 from digar.volumes.grids import working_shape
 from digar.volumes.header import Header, VolumeError, refuse_other_grid
-from digar.volumes.memory import GIB, available_memory, needed_memory
+from digar.volumes.memory import BUFFERS, GIB, available_memory, needed_memory
 from digar.volumes.reading import read_header, read_volume
 
 WARNINGS = "digar_warnings"  # where an image's metadata keep what was odd about it
+NEED = "digar_need"  # where they keep the memory that it takes on its way, in bytes
+MEMORY_LEFT = "memory_left"  # key of a case: the bytes that it may need, where others are on their way beside it
 PLACEMENT = "digar_placement"  # where those of a NIfTI image keep the fields that place it
 FOUR_D = ("refuse", "each")
 OUT_OF_RANGE = ("warn", "refuse")
@@ -46,7 +48,6 @@ class CheckedReader(ImageReader):
         nonfinite_share: NaN and infinite voxels are replaced by the smallest finite one up to this share of a channel.
         training_range: what the network has seen; None compares with nothing.
         out_of_range: ``warn`` of a volume that is unlike all training images, or ``refuse`` it.
-        memory_share: of the memory there is, that a volume may need.
 
     Raises:
         VolumeError: from :meth:`read`, with the file and the reason.
@@ -63,7 +64,6 @@ class CheckedReader(ImageReader):
         nonfinite_share: float = 0.01,
         training_range: Mapping[str, Any] | None = None,
         out_of_range: str = "warn",
-        memory_share: float = 1.0,
     ) -> None:
         if out_of_range not in OUT_OF_RANGE:
             raise ValueError(f"out_of_range {out_of_range!r} must be one of {', '.join(OUT_OF_RANGE)}")
@@ -79,14 +79,20 @@ class CheckedReader(ImageReader):
         self.nonfinite_share = nonfinite_share
         self.training_range = training_range
         self.out_of_range = out_of_range
-        self.memory_share = memory_share
 
     def verify_suffix(self, filename: Sequence[PathLike] | PathLike) -> bool:
         """Every file is tried: what is no volume is refused when it is read."""
         return True
 
-    def read(self, data: Sequence[PathLike] | PathLike, **kwargs: Any) -> tuple[np.ndarray, dict]:
-        """The volume ``(C, X, Y, Z)`` and its metadata."""
+    def read(
+        self, data: Sequence[PathLike] | PathLike, memory_left: float = math.inf, **kwargs: Any
+    ) -> tuple[np.ndarray, dict]:
+        """The volume ``(C, X, Y, Z)`` and its metadata.
+
+        Args:
+            data: path of a file, or of several that are its channels.
+            memory_left: bytes that the volume may need at most; never more than there are.
+        """
         paths = [str(path) for path in ensure_tuple(data)]
         headers = [read_header(path) for path in paths]
         header = headers[0]
@@ -95,7 +101,7 @@ class CheckedReader(ImageReader):
         channels = sum(h.channels for h in headers)
         self._refuse_channels(header, channels)
         self._refuse_spacing(header)
-        self._refuse_size(header, channels)
+        need = self._needed_memory(header, channels, len(paths), memory_left)
         warnings = list(dict.fromkeys(w for h in headers for w in h.warnings))
         warnings += self._outside(header, grid_warnings(header, self.training_range))
         volumes = [read_volume(path, h).numpy() for path, h in zip(paths, headers, strict=True)]
@@ -111,6 +117,7 @@ class CheckedReader(ImageReader):
             "filename_or_obj": header.path,
             WARNINGS: warnings,
             PLACEMENT: header.placement,
+            NEED: need,
         }
         return volume, meta
 
@@ -154,18 +161,18 @@ class CheckedReader(ImageReader):
                     header.path, f"{own}, that of the training images {seen} mm (axes sorted): correct its header"
                 )
 
-    def _refuse_size(self, header: Header, channels: int) -> None:
+    def _needed_memory(self, header: Header, channels: int, files: int, memory_left: float) -> float:
+        """Bytes that the volume takes on its way; it is refused where there are fewer."""
         working = header.shape if self.spacing is None else working_shape(header.shape, header.affine, self.spacing)
-        need = needed_memory(
-            header.shape, channels, header.dtype.itemsize, working, self.num_classes or 1, self.roi_size
-        )  # fmt: skip
-        there_is = available_memory()
-        if need > self.memory_share * there_is:
+        need = needed_memory(header, channels, files, working, self.num_classes or 1, self.roi_size)
+        there_is = min(available_memory(), memory_left)
+        if need + BUFFERS > there_is:
             raise TooLargeError(
                 header.path,
-                f"its {'x'.join(map(str, header.shape))} voxels need about {need / GIB:.1f} GiB of memory, there are "
-                f"{there_is / GIB:.1f} GiB: use a machine with more, or crop it",
+                f"its {'x'.join(map(str, header.shape))} voxels need about {(need + BUFFERS) / GIB:.1f} GiB of memory, "
+                f"there are {there_is / GIB:.1f} GiB: use a machine with more, or crop it",
             )
+        return need
 
 
 def mend(path: str | Path, volume: np.ndarray, nonfinite_share: float) -> list[str]:
@@ -232,8 +239,8 @@ class CheckedLoadImaged(LoadImaged):
     """Reads an image by a :class:`CheckedReader` in the place of MONAI's, and its label, which is checked against it.
 
     The label becomes ``(1, X, Y, Z)`` of class numbers with the image's own affine: what differs by rounding in the two
-    headers cannot part them any more. Errors reach the caller as they are. Where the data hold a true
-    ``beside_others``, a volume may need half of the memory there is at most.
+    headers cannot part them any more. Errors reach the caller as they are. Data may hold ``memory_left``, see
+    :meth:`CheckedReader.read`.
 
     MONAI Deploy leaves out transforms whose name contains ``LoadImage`` and brings its own image.
 
@@ -246,14 +253,12 @@ class CheckedLoadImaged(LoadImaged):
         image_key, *label_keys = ensure_tuple(keys)
         self.label_keys = label_keys
         self.checked_reader = CheckedReader(**reader_options)
-        self.modest_reader = CheckedReader(**reader_options, memory_share=0.5)
         # MONAI takes a reader itself too, though it does not say so
         super().__init__(image_key, reader=self.checked_reader, image_only=True, ensure_channel_first=True)  # type: ignore[arg-type]
 
     def __call__(self, data: Mapping[Any, Any], reader: ImageReader | None = None) -> dict[Hashable, Any]:
         (key,) = self.keys
-        checked = self.modest_reader if data.get("beside_others") else self.checked_reader
-        volume, meta = checked.read(data[key])
+        volume, meta = self.checked_reader.read(data[key], data.get(MEMORY_LEFT, math.inf))
         image = MetaTensor(volume, meta=meta)
         loaded = {**data, key: image}
         if not self._loader.image_only:  # as MONAI Label sets it

@@ -48,6 +48,11 @@ class Header:
         """Voxel size along each axis in mm, ``(3,)``."""
         return np.linalg.norm(self.affine[:3, :3], axis=0)
 
+    @property
+    def reading_bytes(self) -> int:
+        """Memory per voxel while the file is read: NIfTI is read into its float32; ITK holds the file and two of it."""
+        return 4 if self.placement is not None else self.dtype.itemsize + 12
+
 
 def split_axes(path: str | Path, axes: Sequence[int]) -> tuple[tuple[int, int, int], int]:
     """Spatial shape, and the further axes as a number of channels: at most one of them is longer than 1."""

@@ -29,6 +29,7 @@ from digar.volumes.files import read_json, remove_leftovers, whole_file, write_r
 from digar.volumes.grids import WorkingGridd
 from digar.volumes.header import Header, VolumeError, refuse_other_grid
 from digar.volumes.intensities import percentiles
+from digar.volumes.memory import available_memory
 from digar.volumes.reading import volume_files
 
 FORMAT = 2  # part of a copy's name: a new format never reads old copies
@@ -60,7 +61,6 @@ class VolumeStore:
             :meth:`open` reads and resamples the file.
         in_channels: the network's. A scan must have as many; for 1, any number (a sample takes one of them).
         nonfinite_share: of NaN and infinite voxels that are replaced, see :class:`digar.volumes.checks.CheckedReader`.
-        memory_share: of the memory there is, that reading a scan may take.
     """
 
     def __init__(
@@ -69,12 +69,11 @@ class VolumeStore:
         cache_dir: str | Path | None,
         in_channels: int = 1,
         nonfinite_share: float = 0.01,
-        memory_share: float = 1.0,
     ) -> None:
         self.spacing = tuple(float(s) for s in spacing)
         self.cache_dir = None if cache_dir is None else Path(cache_dir)
         self.in_channels = in_channels
-        self.reader = CheckedReader(None, spacing, nonfinite_share=nonfinite_share, memory_share=memory_share)
+        self.reader = CheckedReader(None, spacing, nonfinite_share=nonfinite_share)
         self.grids: dict[str, Grid] = {}
         self.copies: dict[str, Path] = {}
         self.dtypes: dict[str, np.dtype] = {}
@@ -82,21 +81,25 @@ class VolumeStore:
     def __contains__(self, path: str) -> bool:
         return path in self.grids
 
-    def prepare(self, path: str) -> None:
+    def prepare(self, path: str, memory_left: float = math.inf) -> None:
         """Read and check a scan, or find its copy; write the copy where there is none. What is odd about it is logged.
+
+        Args:
+            path: of the scan.
+            memory_left: bytes that reading it may take at most.
 
         Raises:
             VolumeError: the scan cannot be used.
             OSError: the copy cannot be written.
         """
         if self.cache_dir is None:
-            scan = resampled(path, self.reader)
+            scan = resampled(path, self.reader, memory_left)
             grid, warnings = Grid.of(scan), scan.meta[WARNINGS]
         else:
             copy = self.cache_dir / copy_name(path, self.spacing, self.reader.nonfinite_share)
             found = find_copy(copy)
             if found is None:
-                found = self._write(copy, path)
+                found = self._write(copy, path, memory_left)
             self.copies[path], (grid, self.dtypes[path], warnings) = copy, found
         if self.in_channels not in (1, grid.shape[0]):
             raise VolumeError(path, f"has {grid.shape[0]} channels, the network takes {self.in_channels}")
@@ -104,8 +107,8 @@ class VolumeStore:
             logger.warning("%s: %s", path, warning)
         self.grids[path] = grid
 
-    def _write(self, copy: Path, path: str) -> "Found":
-        scan = resampled(path, self.reader)
+    def _write(self, copy: Path, path: str, memory_left: float) -> "Found":
+        scan = resampled(path, self.reader, memory_left)
         try:
             return write_copy(copy, path, scan)
         except OSError as error:
@@ -142,13 +145,13 @@ class VolumeStore:
         return (np.linalg.inv(grid.affine) @ grid.source_affine @ [*source_voxel, 1.0])[:3]
 
 
-def resampled(path: str, reader: CheckedReader) -> MetaTensor:
+def resampled(path: str, reader: CheckedReader, memory_left: float = math.inf) -> MetaTensor:
     """A file in RAS orientation at the reader's spacing, ``(C, X, Y, Z)`` float32 and finite.
 
     Raises:
         VolumeError: see :class:`digar.volumes.checks.CheckedReader`.
     """
-    volume, meta = reader.read(path)
+    volume, meta = reader.read(path, memory_left)
     return WorkingGridd("image", reader.spacing).to_working_grid(MetaTensor(volume, meta=meta))
 
 
@@ -286,16 +289,16 @@ def prepare_volumes(
         ValueError: too large a share cannot be used; names the report and the first reason.
     """
     workers = max(num_workers, 1)
-    store = VolumeStore(spacing, cache_dir, in_channels, nonfinite_share, memory_share=1 / workers)
+    store = VolumeStore(spacing, cache_dir, in_channels, nonfinite_share)
     paths = list(dict.fromkeys(path for case in cases for path in case_files(case)))
     rank, processes = idist.get_rank(), idist.get_world_size()
     order = [paths[i] for first in range(processes) for i in range((rank + first) % processes, len(paths), processes)]
     for folder in sorted(store.cache_dir.glob("??")) if store.cache_dir else ():
         remove_leftovers(folder)
 
-    def attempt(path: str) -> VolumeError | None:
+    def attempt(path: str, at_once: int = workers) -> VolumeError | None:
         try:
-            store.prepare(path)
+            store.prepare(path, available_memory() / at_once)
         except VolumeError as error:
             return error
         return None
@@ -303,8 +306,9 @@ def prepare_volumes(
     with ThreadPool(workers) as pool:
         bar = tqdm(pool.imap(attempt, order), total=len(order), desc="preparing scans", unit="scan", disable=rank > 0)
         errors = [error for error in bar if error is not None]
-    store.reader.memory_share = 1.0
-    retried = [attempt(e.path) if isinstance(e, TooLargeError) else e for e in errors]  # alone it may find room
+    retried = [
+        attempt(e.path, at_once=1) if isinstance(e, TooLargeError) else e for e in errors
+    ]  # alone it may find room
     problems = {error.path: error.reason for error in retried if error is not None}
     if processes > 1:  # what one process could not read, all leave out
         problems = {path: reason for part in idist.all_gather(problems) for path, reason in part.items()}
