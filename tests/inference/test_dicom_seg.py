@@ -341,8 +341,8 @@ def test_every_good_series_has_its_segmentation_whatever_the_others_do(tmp_path)
     assert rows["a"]["status"] == rows["d.nii.gz"]["status"] == "done"
     assert "no DICOM SEG: its slices are tilted" in rows["a"]["warnings"]
     assert rows["scout"]["status"] == "failed"
-    assert rows["scout"]["series"] == rows["b"]["series"] == "T1 phantom (series 1, MR)"
-    assert "T1 phantom (series 1, MR)" in (masks / "report.html").read_text()
+    assert rows["scout"]["series"] == rows["b"]["series"] == "T1 phantom, series 1, MR"
+    assert "T1 phantom, series 1, MR" in (masks / "report.html").read_text()
     found, mask = pydicom.dcmread(masks / "b_mask.dcm"), nib.load(masks / "b_mask.nii.gz")
     values = np.asanyarray(mask.dataobj)
     segments = [s.SegmentNumber for s in found.SegmentSequence if (values == s.SegmentNumber).any()]

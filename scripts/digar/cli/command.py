@@ -20,6 +20,7 @@ from digar.training.tracking import disable_telemetry
 
 SOME_FAILED = 3  # exit code
 LOG_FORMAT = "%(asctime)s - %(levelname)s - %(message)s"  # as in configs/logging.conf, and MONAI's own
+QUIET = (".FolderEvaluator", "highdicom.base")  # loggers
 CHATTER = ("Engine run ", "nvImageCodec is not available")  # beginnings of what every run would say
 
 
@@ -69,10 +70,8 @@ def keep_log(folder: Path) -> None:
 
 
 def _without_chatter(handler: logging.Handler) -> logging.Handler:
-    """Leave out what says nothing: that an engine begins and ends, and which optional readers are not installed."""
-    handler.addFilter(
-        lambda record: not record.getMessage().startswith(CHATTER) and not record.name.endswith(".FolderEvaluator")
-    )
+    """Leave out what says nothing: that an engine begins and ends, which readers are missing, what DICOM SEG copies."""
+    handler.addFilter(lambda record: not record.getMessage().startswith(CHATTER) and not record.name.endswith(QUIET))
     return handler
 
 

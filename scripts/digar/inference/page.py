@@ -166,10 +166,8 @@ def series_text(outcome: Outcome) -> str:
     """What people call a DICOM series; nothing for other images."""
     if not outcome.series:
         return ""
-    description, number, modality = (
-        outcome.series.get(key) for key in ("SeriesDescription", "SeriesNumber", "Modality")
-    )
-    return f"{description or 'no description'} (series {number or 'without number'}, {modality or 'no modality'})"
+    said = [outcome.series.get(key, "") for key in ("SeriesDescription", "SeriesNumber", "Modality")]
+    return ", ".join(word for word in (said[0], f"series {said[1]}" if said[1] else "", said[2]) if word)
 
 
 def _volume(volume: float | list[float] | None) -> str:

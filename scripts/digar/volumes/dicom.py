@@ -218,7 +218,7 @@ def _uid(path: Path) -> str | None:
 
 
 def _dicom_files(folder: Path) -> Iterator[Path]:
-    """The DICOM files in a folder and below, see :func:`digar.volumes.walk.walk`.
+    """The DICOM images, and damaged files, in a folder and below, see :func:`digar.volumes.walk.walk`.
 
     Raises:
         VolumeError: a folder cannot be opened, so that slices may be missing.
@@ -226,9 +226,11 @@ def _dicom_files(folder: Path) -> Iterator[Path]:
     for place, entries in walk(folder):
         if entries is None:
             raise VolumeError(folder, f"{place} cannot be opened: slices in it would be missing")
-        for entry in entries:
-            if entry.name != "DICOMDIR" and is_dicom(entry.path):
-                yield Path(entry.path)
+        for file in (Path(entry.path) for entry in entries):
+            if file.name != "DICOMDIR" and is_dicom(file):
+                identity = identify(file)
+                if identity is None or identity.image:
+                    yield file
 
 
 def _decode(file: Path, frames: Mapping[int, Frame], volume: np.ndarray) -> None:

@@ -244,12 +244,14 @@ def _refuse_doubles(path: str | Path, frames: Sequence[Frame], gaps: np.ndarray)
     pair = f"{first.name} and {second.name}"
     _, counts = np.unique(np.cumsum(np.append(0, gaps >= SAME_PLACE_MM)), return_counts=True)
     if (first.instance, first.number) == (second.instance, second.number):
-        reason = f"holds {len(same)} duplicate slices, {first.file} and {second.file} are the same one: remove the copy"
+        reason = (
+            f"holds duplicate slices ({len(same)}): {first.file} and {second.file} are the same one, remove the copy"
+        )
     elif counts.min() == counts.max():
         reason = (
             f"holds {counts[0]} volumes in the same {len(counts)} places (such as {pair}): time points, echoes or "
             "duplicate slices; leave one of them in the folder, or convert it to a 4D NIfTI file"
         )
     else:
-        reason = f"holds {len(same)} duplicate slices, {pair} lie in the same place: remove the needless ones"
+        reason = f"holds duplicate slices ({len(same)}): {pair} lie in the same place, remove the needless ones"
     raise VolumeError(path, reason)
