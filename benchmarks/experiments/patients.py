@@ -72,21 +72,25 @@ def in_turn(groups: Mapping[str, str], seed: int) -> list[str]:
     return [queue[place] for place in range(longest) for queue in queues if place < len(queue)]
 
 
-def split_patients(cases: Sequence[Case], split: Split, fold: int = 0) -> Parts:
-    """Who is learned from, who tunes and who is scored; with folds, those of one fold."""
+def split_patients(cases: Sequence[Case], split: Split, draw: int = 0) -> Parts:
+    """Who is learned from, who tunes and who is scored; with folds, those of the fold of this number."""
     if split.given:
         named = {part: [c.patient for c in cases if c.part == part] for part in ("training", "validation", "test")}
         return Parts(named["training"], named["validation"], named["test"])
     order = in_turn({case.patient: case.group for case in cases}, split.seed)
     first, end = 0, split.score
     if split.folds:  # neighbours in the order are of different classes
-        first, end = (round(len(order) * number / split.folds) for number in (fold, fold + 1))
+        first, end = (round(len(order) * number / split.folds) for number in (draw, draw + 1))
     score = order[first:end]
     others = [patient for patient in order if patient not in set(score)]
     return Parts(others[split.tune :], others[: split.tune], score)
 
 
-def draw_labelled(cases: Sequence[Case], learn: Sequence[str], labels: int | None, draw: int) -> list[str]:
-    """The patients whose labels a run may use; a smaller number is part of a larger one of the same draw."""
-    groups = {case.patient: case.group for case in cases if case.patient in set(learn)}
-    return in_turn(groups, draw)[:labels]
+def draw_labelled(cases: Sequence[Case], split: Split, labels: int | None, draw: int) -> list[str]:
+    """The patients whose labels a run may use; a smaller number is part of a larger one of the same draw.
+
+    A draw is another choice among the same patients; with folds it is a fold, and the choice is always the first.
+    """
+    learn = set(split_patients(cases, split, draw).learn)
+    groups = {case.patient: case.group for case in cases if case.patient in learn}
+    return in_turn(groups, 0 if split.folds else draw)[:labels]

@@ -132,7 +132,7 @@ class Protocol:
             is scored too.
 
     Raises:
-        ValueError: a name is used that is not defined.
+        ValueError: a name is used that is not defined, or a pretraining would see patients that are scored.
     """
 
     name: str
@@ -168,6 +168,9 @@ class Protocol:
         unknown = set(arms) - set(self.arms) | set(pretrained) - set(self.pretraining)
         if unknown:
             raise ValueError(f"{self.name} uses {', '.join(sorted(unknown))}, which it does not define")
+        own = [name for name, plan in self.pretraining.items() if not plan.data]
+        if self.split.folds and own:
+            raise ValueError(f"{self.name}: {', '.join(own)} would see the patients that other folds score")
 
     @cached_property
     def jobs(self) -> dict[str, Job]:

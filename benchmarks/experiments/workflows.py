@@ -113,7 +113,7 @@ def training_ids(
     }
     if arm.pretrained:
         ids["pretrained"] = str(state / Job("pretraining", arm.pretrained).name / "pretrained.pt")
-    labelled = draw_labelled(cases, parts.learn, job.labels, 0 if protocol.split.folds else job.draw)
+    labelled = draw_labelled(cases, protocol.split, job.labels, job.draw)
     if not classified:
         chosen = {"train#dataset#data": files_of(cases, labelled), "validate#dataset#data": []}
         return ids | chosen  # never validated: the last weights are scored
@@ -182,8 +182,8 @@ def probe_features(protocol: Protocol, job: Job, cases: Sequence[Case], state: P
     """Classify by frozen features, a layer at a time; the layer is chosen on the tuning patients, all are told."""
     arm = protocol.arms[job.arm]
     ids = {**protocol.ids, **arm.ids}
-    parts = split_patients(cases, protocol.split, job.draw if protocol.split.folds else 0)
-    learned = draw_labelled(cases, parts.learn, job.labels, 0 if protocol.split.folds else job.draw)
+    parts = split_patients(cases, protocol.split, job.draw)
+    learned = draw_labelled(cases, protocol.split, job.labels, job.draw)
     torch.manual_seed(job.seed)
     network = ClassificationNetwork(
         **{name: ids[name] for name in PROBED}, image_size=ids["roi_size"], size=ids["network_size"]
@@ -248,7 +248,7 @@ def take_over(source: Path, job: Job, folder: Path) -> dict[str, Any]:
 
 def train_and_score(protocol: Protocol, job: Job, cases: Sequence[Case], state: Path, data: Path) -> dict[str, Any]:
     """Train an arm; score the tuning patients (a tuning), or those that are kept for the scores (a run)."""
-    parts = split_patients(cases, protocol.split, job.draw if protocol.split.folds else 0)
+    parts = split_patients(cases, protocol.split, job.draw)
     ids = training_ids(protocol, job, cases, parts, state, data)
     training = Job("training", job.arm, job.labels, job.draw, job.seed, ids["learning_rate"])
     folder = state / training.name  # a tuning's, which a run with the same draw, seed and rate finds complete
@@ -267,7 +267,7 @@ def train_and_score(protocol: Protocol, job: Job, cases: Sequence[Case], state: 
         "pretrained": protocol.arms[job.arm].pretrained,
         "steps": protocol.arms[job.arm].steps or protocol.steps,
         "parameters": sum(p.numel() for p in network.parameters()),
-        "learned_from": draw_labelled(cases, parts.learn, job.labels, 0 if protocol.split.folds else job.draw),
+        "learned_from": draw_labelled(cases, protocol.split, job.labels, job.draw),
         "seconds": round(seconds),
         "peak_memory_mib": round(memory),
         "train_loss": curve(folder / "tensorboard", "train_loss"),

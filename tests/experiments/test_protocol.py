@@ -32,12 +32,18 @@ def test_in_folds_every_patient_is_scored_once() -> None:
 
 
 def test_a_draw_of_few_patients_is_part_of_a_larger_one_and_draws_differ() -> None:
-    learn = split_patients(COHORT, Split(score=15, tune=10)).learn
-    three, six = (draw_labelled(COHORT, learn, number, draw=1) for number in (3, 6))
+    split = Split(score=15, tune=10)
+    three, six = (draw_labelled(COHORT, split, number, draw=1) for number in (3, 6))
     assert three == six[:3]
     assert min(groups_of(six)) == 1
-    assert set(six) != set(draw_labelled(COHORT, learn, 6, draw=2))
-    assert set(draw_labelled(COHORT, learn, None, draw=0)) == set(learn)
+    assert set(six) != set(draw_labelled(COHORT, split, 6, draw=2))
+    assert set(draw_labelled(COHORT, split, None, draw=0)) == set(split_patients(COHORT, split).learn)
+
+
+def test_in_folds_a_draw_is_a_fold() -> None:
+    split = Split(folds=5, tune=10)
+    for fold in range(5):
+        assert set(draw_labelled(COHORT, split, None, fold)) == set(split_patients(COHORT, split, fold).learn)
 
 
 def test_a_plan_that_uses_what_it_does_not_define_is_refused(tmp_path) -> None:
@@ -49,6 +55,12 @@ def test_a_plan_that_uses_what_it_does_not_define_is_refused(tmp_path) -> None:
         read_protocol("plan", tmp_path)
     with pytest.raises(FileNotFoundError, match="there is no experiment plam; there are plan"):
         read_protocol("plam", tmp_path)
+
+
+def test_a_pretraining_that_would_see_scored_patients_is_refused(tmp_path) -> None:
+    (tmp_path / "plan.yaml").write_text(yaml.safe_dump({**PLAN, "split": {"folds": 5, "tune": 1}}))
+    with pytest.raises(ValueError, match="plan: next would see the patients that other folds score"):
+        read_protocol("plan", tmp_path)
 
 
 @pytest.mark.parametrize("name", names())
