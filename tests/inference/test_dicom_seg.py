@@ -88,9 +88,10 @@ def points_in_file(dataset: Dataset, segment: int) -> np.ndarray:
 def points_by_dcmqi(file: Path, segment: int) -> np.ndarray:
     """RAS mm of every voxel of a segment, as another program reads the file."""
     folder = file.parent / f"{file.stem} by dcmqi"
-    folder.mkdir(exist_ok=True)
-    command = [SEGIMAGE2ITKIMAGE, "--inputDICOM", file, "--outputDirectory", folder, "--outputType", "nii"]
-    subprocess.run(command, check=True, capture_output=True)
+    if not folder.exists():
+        folder.mkdir()
+        command = [SEGIMAGE2ITKIMAGE, "--inputDICOM", file, "--outputDirectory", folder, "--outputType", "nii"]
+        subprocess.run(command, check=True, capture_output=True)
     image = nib.load(folder / f"{segment}.nii.gz")
     return points(np.asanyarray(image.dataobj) > 0, image.affine)
 
@@ -111,13 +112,6 @@ def test_every_voxel_lies_where_the_mask_has_it_in_every_orientation(affine, tmp
     dataset = write(tmp_path / "s", tmp_path / "seg.dcm", affine=affine)
     for segment in (1, 2):
         assert_same_places(points_in_file(dataset, segment), points(segment == MASK, affine))
-
-
-@pytest.mark.parametrize("affine", ORIENTATIONS[::7], ids=["".join(nib.aff2axcodes(a)) for a in ORIENTATIONS[::7]])
-def test_dcmqi_reads_every_voxel_where_the_mask_has_it(affine, tmp_path):
-    write_series(tmp_path / "s", IMAGE, affine)
-    write(tmp_path / "s", tmp_path / "seg.dcm", affine=affine)
-    for segment in (1, 2):
         assert_same_places(points_by_dcmqi(tmp_path / "seg.dcm", segment), points(segment == MASK, affine))
 
 
@@ -407,7 +401,7 @@ def test_a_segmentation_goes_with_its_mask_and_files_of_others_stay(tmp_path):
 def test_masks_of_a_former_run_become_segmentations(tmp_path, capsys):
     images, masks = make_images(tmp_path / "in"), tmp_path / "out"
     make_evaluator(images, masks).run()
-    with pytest.raises(SystemExit, match="1"):
+    with pytest.raises(SystemExit, match="3"):
         main(["--images", str(images), "--masks", str(masks)])
     assert [file.relative_to(masks).as_posix() for file in sorted(masks.rglob("*.dcm"))] == [
         "b_mask.dcm",

@@ -336,7 +336,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     for name, reason in failed.items():
         print(f"{name}: {reason}")
     if failed:
-        sys.exit(1)
+        sys.exit(3)  # as a folder inference with failed images
 
 
 if __name__ == "__main__":
