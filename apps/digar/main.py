@@ -1,4 +1,4 @@
-"""MONAI Label app of this bundle: its network, its training, and the case to label next.
+"""MONAI Label app of this bundle: its network, its training, strokes that correct it, and the case to label next.
 
     digar serve STUDIES
 
@@ -30,9 +30,11 @@ from digar.cli.gate import INFERENCE, Gate, RefusedError, check_values, read_jso
 from digar.volumes.errors import in_a_line
 from masks import IMAGE_ERRORS, Batch, Masks, SoftPrediction, Uncertainty
 from retraining import Retraining
+from scribbles import Scribbles
 from studies import with_checks
 
 NAME = "digar"
+SCRIBBLES = "digar+GraphCut"
 DROPOUT = 0.2
 
 
@@ -67,7 +69,7 @@ class DigarApp(MONAILabelApp):
     def init_infers(self) -> dict[str, InferTask]:
         masks = Masks(str(BUNDLE), self.conf, type=InferType.SEGMENTATION, load_strict=True)
         self.datastore().labels = masks.labels
-        return {NAME: masks}
+        return {NAME: masks, SCRIBBLES: Scribbles(str(BUNDLE), self.conf)}
 
     def init_trainers(self) -> dict[str, Retraining]:
         return {NAME: Retraining(str(BUNDLE), self.conf)}
