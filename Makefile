@@ -55,7 +55,8 @@ bundle:
 
 notebook: .venv/installed  # runs docs/quickstart.ipynb and stores what it shows
 	$(BIN)/python -c "import nbclient, nbformat; book = nbformat.read('docs/quickstart.ipynb', 4); \
-		nbclient.NotebookClient(book, timeout=None, record_timing=False, resources={'metadata': {'path': 'docs'}}).execute(); \
+		nbclient.NotebookClient(book, timeout=None, record_timing=False, \
+		resources={'metadata': {'path': 'docs'}}).execute(); \
 		nbformat.write(book, 'docs/quickstart.ipynb')"
 
 clean:

@@ -1,7 +1,6 @@
 """The tutorial runs, and what is stored of it can be read on the web."""
 
 import re
-from pathlib import Path
 
 import nbclient
 import nbformat
@@ -54,14 +53,17 @@ def test_the_links_of_the_notebook_lead_somewhere(stored: nbformat.NotebookNode)
     assert [link for link in links if not (FILE.parent / link).is_file()] == []
 
 
+def test_the_notebook_begins_with_the_story_not_with_plumbing(stored: nbformat.NotebookNode) -> None:
+    assert stored.cells[0].cell_type == "markdown"
+    assert len(stored.cells[0].source) > 500
+    assert len(stored.cells[1].source.splitlines()) < 10
+
+
 @pytest.mark.slow
-def test_the_notebook_runs_and_its_masks_and_export_are_right(stored: nbformat.NotebookNode, tmp_path: Path) -> None:
+def test_the_notebook_runs_and_its_masks_are_right(stored: nbformat.NotebookNode) -> None:
     notebook = nbformat.from_dict({**stored, "cells": [dict(cell) for cell in stored.cells]})
-    nbclient.NotebookClient(notebook, timeout=None, resources={"metadata": {"path": str(ROOT)}}).execute()
+    nbclient.NotebookClient(notebook, timeout=None, resources={"metadata": {"path": str(FILE.parent)}}).execute()
     said = "".join(texts(cell) for cell in notebook.cells)
     mean = re.search(r"mean Dice (\d\.\d{3})", said)
     assert mean, said
     assert float(mean[1]) > 0.6
-    alike = re.search(r"share of voxels alike: (\d\.\d{5})", said)
-    assert alike, said
-    assert float(alike[1]) > 0.999
