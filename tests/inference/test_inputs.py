@@ -101,7 +101,8 @@ def test_a_json_list_may_name_channels(tmp_path):
         ("l.json", '["a.nii", 3]', "l.json, entry 2: it names no file"),
         ("l.json", "[[]]", "l.json, entry 1: it names no file"),
         ("l.json", '[{"label": "a.nii"}]', "l.json, entry 1: it names no file"),
-        ("l.json", '{"training": []}', r"l.json must hold a list \[...\], it holds an object"),
+        ("l.json", '{"images": []}', r"l.json must hold a list \[...\], it holds an object"),
+        ("l.json", '{"training": []}', "l.json lists no case under 'training'"),
         ("l.csv", "id,image\n1,b.nii.gz\n2\n", "l.csv, line 3: 1 fields where the header has 2"),
         ("l.csv", "id,image\n1,b.nii.gz\n2,\n", "l.csv, line 3: it names no file"),
         ("l.csv", "image\nx, y.nii\n", "l.csv, line 2: 2 fields where the header has 1"),
@@ -201,3 +202,30 @@ def test_an_empty_or_missing_folder_is_named(tmp_path):
         find_cases(tmp_path, tmp_path / "out")
     with pytest.raises(FileNotFoundError, match="absent does not exist: pass --dataset_dir"):
         find_cases(tmp_path / "absent", tmp_path / "out")
+
+
+def test_of_a_data_set_in_a_known_layout_the_images_are_taken_never_the_labels(tmp_path: Path) -> None:
+    for name in ("imagesTr/a_0000.nii.gz", "imagesTr/b_0000.nii.gz", "labelsTr/a.nii.gz"):
+        (tmp_path / "nnunet" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "nnunet" / name).touch()
+    described = {"channel_names": {"0": "MR"}, "labels": {"background": 0, "a": 1}, "file_ending": ".nii.gz"}
+    (tmp_path / "nnunet/dataset.json").write_text(json.dumps(described))
+    cases = find_cases(tmp_path / "nnunet", tmp_path / "out")
+    assert [case["name"] for case in cases] == ["imagesTr/a_0000.nii.gz", "imagesTr/b_0000.nii.gz"]
+
+
+def test_of_a_bids_data_set_the_anatomy_is_taken_without_its_masks(tmp_path: Path) -> None:
+    for name in ("sub-01/anat/sub-01_T1w.nii.gz", "sub-01/anat/sub-01_mask.nii.gz", "sub-01/func/sub-01_bold.nii.gz"):
+        (tmp_path / "bids" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "bids" / name).touch()
+    assert [case["name"] for case in find_cases(tmp_path / "bids", tmp_path / "out")] == [
+        "sub-01/anat/sub-01_T1w.nii.gz"
+    ]
+
+
+def test_an_auto3dseg_datalist_gives_its_images(tmp_path: Path) -> None:
+    for name in "abc":
+        (tmp_path / f"{name}.nii.gz").touch()
+    content = {"training": [{"image": "a.nii.gz", "label": "b.nii.gz"}], "testing": [{"image": "c.nii.gz"}]}
+    (tmp_path / "list.json").write_text(json.dumps(content))
+    assert [case["name"] for case in find_cases(tmp_path / "list.json", tmp_path / "out")] == ["a.nii.gz", "c.nii.gz"]

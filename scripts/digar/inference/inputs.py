@@ -10,6 +10,10 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from digar.data.layouts import LAYOUTS
+from digar.data.layouts.layout import case_images, refuse_missing
+from digar.data.layouts.scans import Scans
+from digar.data.layouts.table import Table
 from digar.volumes.dicom import is_series
 from digar.volumes.files import printable, read_json, read_rows, read_text, row_of
 from digar.volumes.reading import volume_exists, volume_suffix
@@ -36,9 +40,10 @@ def find_cases(
     apart by its hash. What a list names twice is taken once.
 
     Args:
-        dataset_dir: a folder, a volume, or a list of volumes: text (a path per line), CSV (a column ``image``, or the
-            first one), JSON (a list of paths, or of lists of channels, or of objects with ``image``). Relative paths
-            in a list start from its folder, and may lead out of it.
+        dataset_dir: a data set in a known layout, whose images are taken, not its labels; a folder; a volume; or a list
+            of volumes: text (a path per line), CSV (a column ``image``, or the first one), JSON (a list of paths, or of
+            lists of channels, or of objects with ``image``). Relative paths in a list start from its folder, and may
+            lead out of it.
         output_dir: of the masks; left out of the search.
         in_channels: of the network.
         postfix: of the masks' names.
@@ -54,9 +59,12 @@ def find_cases(
     source, output = Path(dataset_dir).absolute(), Path(output_dir).absolute()
     if not volume_exists(source):
         raise FileNotFoundError(f"dataset_dir {source} does not exist: pass --dataset_dir with a folder, file or list")
-    if source.is_file() and source.suffix.lower() in LIST_SUFFIXES:
+    if (images := _images_of_data_set(source)) is not None:
+        entries = images
+        root = str(source) if source.is_dir() else _common_folder(entries)
+    elif source.is_file() and source.suffix.lower() in LIST_SUFFIXES:
         entries = _listed(source)
-        root = os.path.commonpath([os.path.dirname(os.path.abspath(files[0])) for files in entries])
+        root = _common_folder(entries)
     elif not source.is_dir():
         entries, root = [[str(source)]], str(source.parent)
     else:
@@ -66,6 +74,23 @@ def find_cases(
     if not entries:
         raise FileNotFoundError(f"dataset_dir {source} holds no volume (NIfTI, .mha, .mhd, .nrrd or DICOM series)")
     return _named(entries, root, postfix)
+
+
+def _common_folder(entries: Sequence[Sequence[str]]) -> str:
+    """The folder that the (first) files of all entries lie in."""
+    return os.path.commonpath([os.path.dirname(os.path.abspath(files[0])) for files in entries])
+
+
+def _images_of_data_set(source: Path) -> list[list[str]] | None:
+    """The images of a data set in a layout that tells them from labels, see :mod:`digar.data.layouts`; else None."""
+    layouts = (layout for layout in LAYOUTS if not isinstance(layout, Scans | Table))
+    layout = next((layout for layout in layouts if not layout.missing(source)), None)
+    if layout is None:
+        return None
+    data = layout.read(source)
+    refuse_missing(data, labels=False)
+    logger.info("%s: its images are taken", data.describe())
+    return [case_images(case) for case in (*data.labelled, *data.unlabelled)]
 
 
 def _grouped(files: Iterable[str], in_channels: int) -> list[list[str]]:
