@@ -6,7 +6,7 @@
 ``rows``. Where an experiment was planned (``benchmarks/experiments``), its tables are computed from the results of its
 runs, ``docs/experiments/data/NAME/*.json``, and its figures drawn. In the page a table stands between
 ``<!-- table NAME -->`` and ``<!-- end -->``; what is around it is prose. A test holds each page against its numbers.
-``planned.md`` lists all planned experiments.
+``planned.md`` lists all planned experiments; with an experiment's first results its own page is begun.
 """
 
 import json
@@ -64,7 +64,17 @@ def numbers(page: Path) -> dict[str, Any]:
     return json.loads((FOLDER / "data" / f"{page.stem}.json").read_text(encoding="utf-8"))
 
 
+def begun(title: str, tables: Mapping[str, Any]) -> str:
+    """A page with a place for every table, for what is to be said of them."""
+    places = (f"<!-- table {name} -->\n<!-- end -->\n" for name in tables)
+    return "\n".join([f"# {title}\n", *places])
+
+
 def main() -> None:
+    for name in names():  # the first results of an experiment
+        page = FOLDER / f"{name}.md"
+        if (RESULTS / name).is_dir() and not page.is_file():
+            page.write_text(begun(read_protocol(name).title, numbers(page)), encoding="utf-8")
     for page in pages():
         page.write_text(filled(page.read_text(encoding="utf-8"), numbers(page)), encoding="utf-8")
         if planned(page):

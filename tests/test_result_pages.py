@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.tables import filled, numbers, pages
+from benchmarks.tables import begun, filled, numbers, pages
 
 
 @pytest.mark.parametrize("page", pages(), ids=lambda page: page.stem)
@@ -25,3 +25,10 @@ def test_a_table_is_written_between_its_marks_and_prose_stays() -> None:
 def test_a_table_without_a_place_is_refused() -> None:
     with pytest.raises(ValueError, match="the page has the tables"):
         filled("no place", {"a": {"columns": [], "rows": []}})
+
+
+def test_a_page_is_begun_with_a_place_for_every_table() -> None:
+    tables = {"a": {"columns": ["arm"], "rows": [["none"]]}, "b": {"columns": ["arm"], "rows": []}}
+    page = filled(begun("A question", tables), tables)
+    assert page.startswith("# A question\n\n<!-- table a -->\n| arm |\n| --- |\n| none |\n<!-- end -->\n")
+    assert page.count("<!-- end -->") == 2
