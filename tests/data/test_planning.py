@@ -196,10 +196,17 @@ def test_a_task_that_names_its_labels_in_part_works(labels, found, tmp_path):
     assert derive(task, tmp_path / "task.yaml").labels == found
 
 
+def test_a_value_that_the_data_do_not_name_is_refused_with_its_file(tmp_path):
+    task = describe_as(write_task(tmp_path / "task"), labels={"0": "background", "1": "oedema"})
+    message = r"case_0.nii.gz holds the value 2, which the data do not name \(they name 1 oedema\): correct the label"
+    with pytest.raises(ValueError, match=message):
+        plan(task, tmp_path / "task.yaml")
+
+
 def test_a_class_that_never_occurs_and_empty_labels_are_told(tmp_path):
     task = write_task(tmp_path / "task", labels=("background", "oedema", "core", "cyst"))
     nib.save(nib.Nifti1Image(np.zeros((20, 24, 8), np.uint8), AFFINE), task / "labelsTr/case_1.nii.gz")
-    lines = plan(task, tmp_path / "task.yaml")
+    lines = plan(task, tmp_path / "task.yaml").lines
     assert "WARNING: label 3 (cyst) occurs in no case: it cannot be learned" in lines
     assert "WARNING: 1 of 3 cases hold no label at all" in lines
     assert "# WARNING: label 3 (cyst)" in (tmp_path / "task.yaml").read_text()
@@ -209,7 +216,7 @@ def test_labels_of_background_alone_are_told_or_refused(tmp_path):
     task = write_task(tmp_path / "task")
     for index in range(3):
         nib.save(nib.Nifti1Image(np.zeros((20, 24, 8), np.uint8), AFFINE), task / f"labelsTr/case_{index}.nii.gz")
-    lines = plan(task, tmp_path / "task.yaml")
+    lines = plan(task, tmp_path / "task.yaml").lines
     assert "WARNING: every label is background alone: nothing can be learned from them" in lines
     with pytest.raises(ValueError, match="every label of .* is background alone: there is nothing to learn"):
         plan(describe_as(task, labels={}), tmp_path / "other.yaml")
@@ -227,8 +234,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_folder_of_few_scans_gets_a_task_with_enough_steps(folder, tmp_path):
-    task = derive(folder, tmp_path / "task.yaml")
-    assert task.labels == {}
+    task, steps, lines = plan(folder, tmp_path / "task.yaml")
+    assert task == read_task(tmp_path / "task.yaml")
+    assert (task.labels, steps) == ({}, 3000)
     assert task.training.pretraining_epochs * 3 == 3000  # 12 scans in batches of 4
     assert "none: this task is for pretraining" in (tmp_path / "task.yaml").read_text()
 
@@ -236,7 +244,7 @@ def test_a_folder_of_few_scans_gets_a_task_with_enough_steps(folder, tmp_path):
 def test_a_task_without_labels_is_planned_for_pretraining(tmp_path):
     task = write_task(tmp_path / "task")
     images = [entry["image"] for entry in json.loads((task / "dataset.json").read_text())["training"]]
-    lines = plan(describe_as(task, training=images), tmp_path / "task.yaml")
+    lines = plan(describe_as(task, training=images), tmp_path / "task.yaml").lines
     assert any("digar pretrain" in line for line in lines)
     assert not any("digar train" in line for line in lines)
     assert read_task(tmp_path / "task.yaml").labels == {}
@@ -250,7 +258,7 @@ def test_scans_that_cannot_be_used_are_named(tmp_path):
         plan(data, tmp_path / "task.yaml")
     for name, shape in (("a", (8, 9, 10)), ("b", (8, 9, 10)), ("c", (8, 9, 10, 2))):
         nib.save(nib.Nifti1Image(np.random.default_rng(0).random(shape, np.float32), np.eye(4)), data / f"{name}.nii")
-    lines = plan(data, tmp_path / "task.yaml")
+    lines = plan(data, tmp_path / "task.yaml").lines
     assert any("WARNING: cannot be used: " in line and "broken.nii.gz" in line for line in lines)
     assert "WARNING: 1 scans have another number of channels than 1: they are left out" in lines
 
@@ -259,7 +267,7 @@ def test_scans_that_cannot_be_used_are_named(tmp_path):
 
 
 def test_every_key_of_the_task_has_its_reason(tmp_path):
-    lines = plan(write_task(tmp_path / "task"), tmp_path / "task.yaml")
+    lines = plan(write_task(tmp_path / "task"), tmp_path / "task.yaml").lines
     text = (tmp_path / "task.yaml").read_text()
     assert text.startswith("# Written by planning")
     for key in ("channels", "labels", "spacing", "crop", "patch", "network", "intensity", "training"):

@@ -1,8 +1,10 @@
 """``configs/inference.json`` as a command, as a library, in several processes, and as MONAI Label takes it."""
 
+import dataclasses
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -13,6 +15,7 @@ import numpy as np
 import pydicom
 import pytest
 import torch
+from digar.data.task import read_task, write_task
 from digar.inference.description import settings_hash
 from monai.bundle import ConfigParser, ConfigWorkflow
 from monai.transforms import Compose, Invertd, LoadImaged, SaveImaged
@@ -190,6 +193,17 @@ def test_monai_labels_stock_app_gets_the_mask_of_the_folder_run(images, weights,
         assert mask.dtype == torch.uint8
         np.testing.assert_allclose(data["image_meta_dict"]["affine"], nib.load(image).affine)
         assert tuple(data["image_meta_dict"]["spatial_shape"]) == tuple(mask.shape[1:])
+
+
+def test_names_in_a_task_are_letters_to_monai_label_too(images, weights, small_overlay, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    model = Path(shutil.copytree(Path(weights).parent, tmp_path / "model"))
+    task = read_task(model / "task.yaml")
+    names = {value: f"$__import__('os').system('touch ran{value}')" for value in task.labels}
+    write_task(dataclasses.replace(task, labels=names, name=names[1], channels=[names[2]]), model / "task.yaml")
+    mask, _ = as_monai_label(images / "ward/0.nii.gz", str(model / "model.pt"), small_overlay)
+    assert mask.any()
+    assert not list(tmp_path.rglob("ran*"))
 
 
 def command(images: Path, out: Path, weights: str, overlay: str, *options: str, processes: int = 1) -> list[str]:

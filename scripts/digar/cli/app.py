@@ -98,7 +98,15 @@ def plan(
     from digar.data.planning import plan as write_plan
 
     wanted = None if spacing is None else [float(value) for value in spacing.split(",")]
-    _say("\n".join(write_plan(data, output, memory=memory, spacing=wanted)))
+    planned = write_plan(data, output, memory=memory, spacing=wanted)
+    _say("\n".join(planned.lines))
+    _say("timing a step")
+    from digar.data.planning import BATCH_SIZE, PRETRAINING_BATCH_SIZE
+    from digar.training.pace import duration, seconds_per_step
+
+    pace = seconds_per_step(planned.task, BATCH_SIZE if planned.task.labels else PRETRAINING_BATCH_SIZE)
+    words = duration(planned.steps * pace)
+    _say(f"{planned.steps} steps of about {pace:.2g} s: {words} on this machine, reading and validating left out")
 
 
 @app.command()

@@ -4,19 +4,21 @@ Follows nnU-Net's rules (Isensee et al., Nature Methods 2021) for spacing and CT
 """
 
 import math
+import shlex
 from collections import Counter
 from collections.abc import Sequence
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from tqdm import tqdm
 
-from digar.data.datalists import READERS, check_cases
+from digar.data.datalists import READERS, check_cases, scans
 from digar.data.facts import CaseFacts, case_facts, describe, label_warnings
-from digar.data.layouts import DataSet, read_data
+from digar.data.layouts import Case, DataSet, read_data
 from digar.data.splits import split_cases
-from digar.data.task import PERCENTILES, Network, Task, Training, to_plain, unnamed, write_task
+from digar.data.task import PERCENTILES, Network, Task, Training, parse_task, to_plain, unnamed, write_task
 from digar.volumes.checks import CheckedLoadImaged
 from digar.volumes.header import VolumeError
 
@@ -121,7 +123,7 @@ def derive_task(
     memory: float,
     cache: float,
     spacing: Sequence[float] | None = None,
-) -> tuple[Task, dict[str, str]]:
+) -> tuple[Task, dict[str, str], int]:
     """Everything that follows from the facts.
 
     Args:
@@ -135,7 +137,7 @@ def derive_task(
         spacing: mm, where it is not to be derived.
 
     Returns:
-        The task, and why each of its keys is what it is.
+        The task, why each of its keys is what it is, and the steps of its training (without labels: its pretraining).
     """
     chosen, spacing_reason = target_spacing(np.stack([case.spacing for case in facts]))
     if spacing is not None:
@@ -175,7 +177,15 @@ def derive_task(
     }
     if not share:
         reasons["training"] += "; one case: nothing is left to validate with"
-    return task, reasons
+    return parse_task(to_plain(task)), reasons, steps if labels else pretraining_steps
+
+
+class Plan(NamedTuple):
+    """A task, the steps of its training (without labels: its pretraining), and what was found and derived, as lines."""
+
+    task: Task
+    steps: int
+    lines: list[str]
 
 
 def plan(
@@ -184,18 +194,15 @@ def plan(
     memory: float = 4.0,
     cache: float = 8.0,
     spacing: Sequence[float] | None = None,
-) -> list[str]:
-    """Read the images and labels of an MSD task, or a folder of scans without labels, and write a task for them.
+) -> Plan:
+    """Read images and labels, or scans without labels, in any layout, and write a task for them.
 
     Args:
-        dataset_dir: the folder.
+        dataset_dir: the data.
         output: the YAML file.
         memory: that a training step may take, GiB; decides the crop.
         cache: that the scans kept in memory may take, GiB.
         spacing: mm per axis or one for all, to work in; derived where None.
-
-    Returns:
-        What was found, derived and why, as lines.
 
     Raises:
         FileExistsError: the output exists; somebody may have edited it.
@@ -207,28 +214,33 @@ def plan(
     if spacing is not None and (len(spacing) not in (1, 3) or not all(0 < value < math.inf for value in spacing)):
         raise ValueError(f"spacing {list(spacing)} must be one or three numbers above 0, in mm")
     data = read_data(dataset_dir)
-    facts, labels, notes = _read_labelled(data) if data.labelled else _read_scans(data)
+    cases = data.labelled or scans(dataset_dir)
+    facts, labels, notes = _read_labelled(data) if data.labelled else _read_scans(cases)
     found = len(facts[0].percentiles)
     if data.channels and len(data.channels) != found:
         raise ValueError(
             f"{dataset_dir} names {len(data.channels)} channels ({', '.join(data.channels)}), the images have {found}: "
             "correct one of them"
         )
-    cases = data.labelled or data.unlabelled
     name = Path(dataset_dir).resolve().name
-    task, reasons = derive_task(name, facts, len(cases), data.channels, labels, memory, cache, spacing)
+    task, reasons, steps = derive_task(name, facts, len(cases), data.channels, labels, memory, cache, spacing)
     told = [data.describe(), *describe(facts), *(f"WARNING: {note}" for note in notes)]
     top = ["Written by planning from the data; edit as you like. Values are never evaluated.", *told]
     write_task(task, output, {"": "\n".join(top), **reasons})
     derived = [f"{key}: {value}\n    {reasons[key]}" for key, value in to_plain(task).items() if key in reasons]
-    return [*told, "", *derived, "", *commands(dataset_dir, output, bool(labels))]
+    return Plan(task, steps, [*told, "", *derived, "", *commands(dataset_dir, output, bool(labels))])
 
 
 def _read_labelled(data: DataSet) -> tuple[list[CaseFacts], dict[int, str], list[str]]:
     """Facts of labelled cases, their labels, and what to warn of."""
     labels, notes = dict(data.labels), []
-    load = CheckedLoadImaged(["image", "label"], num_classes=max(labels) + 1 if labels else None)
-    facts = check_cases(data.labelled, load)
+    facts = check_cases(data.labelled, CheckedLoadImaged(["image", "label"], num_classes=None))
+    for case, found in zip(data.labelled, facts, strict=True):
+        if labels and (strange := set(found.labels) - set(labels)):
+            raise ValueError(
+                f"{case['label']} holds the value {min(strange)}, which the data do not name (they name "
+                f"{', '.join(f'{value} {name}' for value, name in labels.items())}): correct the label, or name it"
+            )
     if not labels:
         labels = {value: unnamed(value) for value in sorted({value for case in facts for value in case.labels})}
         notes.append("the data name no labels: they are called by their values; give them names in the task")
@@ -241,26 +253,25 @@ def _read_labelled(data: DataSet) -> tuple[list[CaseFacts], dict[int, str], list
     return facts, labels, notes + label_warnings(facts, labels)
 
 
-def _read_scans(data: DataSet) -> tuple[list[CaseFacts], dict[int, str], list[str]]:
+def _read_scans(cases: Sequence[Case]) -> tuple[list[CaseFacts], dict[int, str], list[str]]:
     """Facts of scans without labels, of those with the most frequent number of channels; and what to warn of."""
     load = CheckedLoadImaged("image")
 
     def attempt(number: int) -> CaseFacts | VolumeError:
         try:
-            return case_facts(load(data.unlabelled[number])["image"])
+            return case_facts(load(cases[number])["image"])
         except VolumeError as error:
             return error
 
-    total = len(data.unlabelled)
-    drawn = sorted(np.random.default_rng(0).permutation(total)[:MOST_READ])
+    drawn = sorted(np.random.default_rng(0).permutation(len(cases))[:MOST_READ])
     with ThreadPool(READERS) as pool:
         results = list(tqdm(pool.imap(attempt, drawn), total=len(drawn), desc="reading", leave=False))
     facts = [result for result in results if isinstance(result, CaseFacts)]
     notes = [f"cannot be used: {error}" for error in results if isinstance(error, VolumeError)]
     if not facts:
         raise ValueError("no scan can be used:\n" + "\n".join(notes[:10]))
-    if len(drawn) < total:
-        notes.append(f"{len(drawn)} of {total} scans were read, drawn at random")
+    if len(drawn) < len(cases):
+        notes.append(f"{len(drawn)} of {len(cases)} scans were read, drawn at random")
     ((channels, usual),) = Counter(len(case.percentiles) for case in facts).most_common(1)
     if usual < len(facts):
         notes.append(f"{len(facts) - usual} scans have another number of channels than {channels}: they are left out")
@@ -269,12 +280,13 @@ def _read_scans(data: DataSet) -> tuple[list[CaseFacts], dict[int, str], list[st
 
 def commands(dataset_dir: str | Path, task: Path, labelled: bool) -> list[str]:
     """What to run with a task."""
+    data, file = shlex.quote(str(dataset_dir)), shlex.quote(str(task))
     lines = [f"{task} is written. Look at it, edit it, then:"]
     if not labelled:
-        return [*lines, f"digar pretrain {dataset_dir} --task {task} -o OUT"]
+        return [*lines, f"digar pretrain {data} --task {file} -o PRETRAINED"]
     return [
         *lines,
-        f"digar train {dataset_dir} --task {task} -o MODEL",
-        f"digar evaluate {dataset_dir} -m MODEL -o SCORES",
+        f"digar train {data} --task {file} -o MODEL",
+        f"digar evaluate {data} -m MODEL -o SCORES",
         "digar predict IMAGES -m MODEL -o MASKS",
     ]
