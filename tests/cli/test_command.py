@@ -213,7 +213,7 @@ def explained(error: BaseException, capsys: pytest.CaptureFixture) -> list[str]:
     explain_error(type(error), error, error.__traceback__)
     printed = capsys.readouterr()
     assert printed.out == ""
-    return printed.err.splitlines()
+    return printed.err.strip().splitlines()
 
 
 def test_an_error_is_one_line_without_monais_wrapping(capsys, monkeypatch):

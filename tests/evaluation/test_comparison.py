@@ -61,6 +61,28 @@ def test_a_mask_in_another_grid_is_refused_with_both_names(values, affine, tmp_p
         load_pair(mask, label)
 
 
+def test_what_is_no_label_is_refused(tmp_path):
+    label = write(tmp_path / "a.nii.gz", volume((1, 4)))
+    mask = write(tmp_path / "a_mask.nii.gz", volume((1, 4)).astype(np.float32) / 2)
+    with pytest.raises(ValueError, match="a_mask.nii.gz: holds the values 0.5, labels are whole numbers"):
+        load_pair(mask, label)
+
+
+@pytest.mark.parametrize("stale", ["labels/a.nii.gz", "masks/a_mask.nii.gz"])
+def test_lengths_come_from_the_affine_whatever_pixdim_says(stale, tmp_path, no_page):
+    write_case(tmp_path, "a", truth=volume((1, 4)), mask=volume((1, 2)))
+    image = nib.load(tmp_path / stale)
+    values = np.asanyarray(image.dataobj)
+    image.set_qform(None, 0)
+    image.header["pixdim"][1:4] = 2
+    nib.save(nib.Nifti1Image(values, None, image.header), tmp_path / stale)
+    assert nib.load(tmp_path / stale).header.get_zooms() == (2, 2, 2)
+    compare_folder(tmp_path)
+    row, _ = csv.DictReader((tmp_path / "out/cases.csv").read_text().splitlines())
+    assert (float(row["volume_ml"]), float(row["true_volume_ml"])) == (0.002, 0.004)
+    assert float(row["hd95_mm"]) <= 3
+
+
 # Whole folders
 
 

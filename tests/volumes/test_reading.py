@@ -292,6 +292,20 @@ def test_a_compressed_file_whose_checksum_fails_cannot_be_read(where, tmp_path):
         read_volume(tmp_path / "b.nii.gz")
 
 
+@pytest.mark.parametrize("suffix", ["mha", "mhd", "nrrd"])
+@pytest.mark.parametrize("place", [0.5, 0.9, -1, -5], ids=["voxels", "later voxels", "checksum", "checksum's begin"])
+def test_compressed_voxels_that_itk_would_fill_in_cannot_be_read(suffix, place, tmp_path):
+    image = itk.image_from_array(np.random.default_rng(0).integers(0, 99, (30, 20, 20)).astype(np.int16))
+    itk.imwrite(image, str(tmp_path / f"a.{suffix}"), compression=True)
+    read_volume(tmp_path / f"a.{suffix}")
+    file = tmp_path / ("a.zraw" if suffix == "mhd" else f"a.{suffix}")
+    content = bytearray(file.read_bytes())
+    content[int(len(content) * place) if place > 0 else place] ^= 0x55
+    file.write_bytes(content)
+    with pytest.raises(VolumeError, match=f"a.{suffix}: cannot be read"):
+        read_volume(tmp_path / f"a.{suffix}")
+
+
 @pytest.mark.parametrize("name", ["a.Nii", "a.NII.GZ", "a.nii.Gz"])
 def test_endings_are_read_in_any_case(name, tmp_path):
     written = write_nifti(tmp_path / name.lower(), VALUES.astype(np.int16))

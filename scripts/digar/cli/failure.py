@@ -20,4 +20,4 @@ def explain_error(kind: type[BaseException], error: BaseException, trace: Traceb
             handler.handle(logging.LogRecord(__name__, logging.ERROR, __file__, 0, shown, None, None))
     if os.environ.get("DIGAR_DEBUG"):
         print(shown, file=sys.stderr)
-    print(f"ERROR {in_a_line(error)}", file=sys.stderr)
+    print(f"\nERROR {in_a_line(error)}", file=sys.stderr)  # a progress bar may stand on the line

@@ -187,7 +187,7 @@ def check_cases(cases: Sequence[Case], load: Callable[[Case], Mapping[Any, Any]]
         return case_facts(image, label if isinstance(label, MetaTensor) else None)  # that of a classification: a number
 
     with ThreadPool(READERS) as pool:
-        results = list(tqdm(pool.imap(attempt, cases), total=len(cases), desc="checking cases", leave=False))
+        results = list(tqdm(pool.imap(attempt, cases), total=len(cases), desc="checking cases", leave=False, delay=3))
     results = [  # alone it may find room
         attempt(case, at_once=1) if isinstance(result, TooLargeError) else result
         for case, result in zip(cases, results, strict=True)

@@ -18,8 +18,9 @@ from scipy import ndimage
 from tqdm import tqdm
 
 from digar.data.datalists import labelled_cases
+from digar.volumes.checks import read_label
 from digar.volumes.files import read_table, write_rows
-from digar.volumes.reading import read_volume
+from digar.volumes.reading import read_header
 from digar.volumes.search import case_name
 
 UNKNOWN_TYPE = "-1"
@@ -71,9 +72,9 @@ def lesion_cases(table: str | Path) -> list[dict[str, Any]]:
 
 def label_components(label: str | Path) -> list[tuple[int, list[float]]]:
     """Every connected component (26 neighbours) of every label of at least 50 mm3: label, and the centre of its box."""
-    volume = read_volume(label)
-    voxel_mm3 = abs(float(np.linalg.det(np.asarray(volume.affine)[:3, :3])))
-    labels = volume[0].numpy().astype(np.int64)
+    header = read_header(label)
+    voxel_mm3 = abs(float(np.linalg.det(header.affine[:3, :3])))
+    labels = read_label(label, header)
     components = []
     for value in np.unique(labels[labels > 0]):
         numbered, _ = ndimage.label(labels == value, structure=np.ones((3, 3, 3)))

@@ -11,7 +11,7 @@ from digar.data.datalists import image_files
 from digar.data.task import unnamed
 from digar.evaluation.segmentation import score_case
 from digar.evaluation.tables import MEAN, case_means, summary_lines, write_scores
-from digar.volumes.header import refuse_other_grid
+from digar.volumes.checks import read_label
 from digar.volumes.pictures import picture_page, take_planes
 from digar.volumes.reading import read_header, read_volume
 from digar.volumes.search import case_names
@@ -23,11 +23,10 @@ def load_pair(mask_file: str | Path, label_file: str | Path) -> tuple[np.ndarray
     """Mask and truth ``(X, Y, Z)`` in one grid, and its affine: the label's.
 
     Raises:
-        VolumeError: one of them cannot be read, or they lie in different grids.
+        VolumeError: one of them cannot be read or holds other values than labels, or they lie in different grids.
     """
     header = read_header(label_file)
-    refuse_other_grid(read_header(mask_file), header, "its label")
-    mask, truth = (read_volume(file)[0].numpy().astype(np.uint16) for file in (mask_file, label_file))
+    mask, truth = (read_label(file, header, role="its label") for file in (mask_file, label_file))
     return mask, truth, header.affine
 
 

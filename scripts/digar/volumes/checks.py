@@ -210,13 +210,16 @@ def mend(path: str | Path, volume: np.ndarray, nonfinite_share: float) -> list[s
     return [f"{replaced} NaN or infinite voxels were replaced by the smallest value"] if replaced else []
 
 
-def read_label(path: str | Path, image: Header, num_classes: int | None = None) -> np.ndarray:
+def read_label(
+    path: str | Path, reference: Header, num_classes: int | None = None, role: str = "its image"
+) -> np.ndarray:
     """The class numbers of a label, ``(X, Y, Z)`` uint8 or uint16.
 
     Args:
         path: of the label.
-        image: in whose grid it must lie.
+        reference: in whose grid it must lie.
         num_classes: the classes are 0 to ``num_classes - 1``; None: any up to 65535.
+        role: what the reference is to the label.
 
     Raises:
         VolumeError: it cannot be read, has channels, lies in another grid, or holds other values.
@@ -224,7 +227,7 @@ def read_label(path: str | Path, image: Header, num_classes: int | None = None) 
     header = read_header(path)
     if header.channels > 1:
         raise VolumeError(path, f"holds {header.channels} volumes (a fourth axis): one label per image is needed")
-    refuse_other_grid(header, image, "its image")
+    refuse_other_grid(header, reference, role)
     values = read_volume(path, header)[0].numpy()
     last = 65535 if num_classes is None else num_classes - 1
     if not (values.min() >= 0 and values.max() <= last and np.array_equal(values, np.rint(values))):

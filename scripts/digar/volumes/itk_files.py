@@ -1,7 +1,10 @@
 """MetaImage and NRRD files, and the slices of DICOM series, by ITK: large, so imported where such a file is met."""
 
+import bz2
+import zlib
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from monai.data import ITKReader
@@ -32,6 +35,59 @@ _ITK_TYPES = {
     "unsigned_char": "u1", "char": "i1", "unsigned_short": "u2", "short": "i2", "unsigned_int": "u4", "int": "i4",
     "unsigned_long": "u8", "long": "i8", "unsigned_long_long": "u8", "long_long": "i8", "float": "f4", "double": "f8",
 }  # fmt: skip
+
+
+def refuse_damage(path: str | Path) -> None:
+    """Read the compressed voxels of a MetaImage or NRRD file to the end; ITK fills in what it cannot decompress.
+
+    Raises:
+        EOFError, OSError, zlib.error: they end too early, or their checksum is wrong.
+    """
+    with open(path, "rb") as stream:
+        nrrd = Path(path).suffix.lower() == ".nrrd"
+        fields = _fields(stream, *((":", "") if nrrd else ("=", "elementdatafile")))
+        place = fields.get("data file", fields.get("datafile", fields.get("elementdatafile", "local")))
+        encoding = fields.get("encoding", "zlib" if fields.get("compresseddata", "").lower().startswith("t") else "raw")
+        if encoding not in _DECOMPRESSED or place.upper().startswith("LIST") or "%" in place:
+            return
+        with open(Path(path).parent / place, "rb") if place.lower() != "local" else nullcontext(stream) as voxels:
+            _DECOMPRESSED[encoding](voxels)
+
+
+def _fields(stream: BinaryIO, sign: str, last: str) -> dict[str, str]:
+    """The fields of a text header, up to the last one or an empty line; the stream then stands behind them."""
+    fields = {}
+    for _ in range(_MOST_FIELDS):
+        line = stream.readline(_LONGEST_FIELD).decode("latin-1").strip()
+        name, _, value = line.partition(sign)
+        fields[name.strip().lower()] = value.strip()
+        if name.strip().lower() == last:
+            break
+    return fields
+
+
+def _decompress_zlib(stream: BinaryIO) -> None:
+    decompressor, rest = zlib.decompressobj(zlib.MAX_WBITS | 32), b""  # zlib's format or gzip's
+    while not decompressor.eof:
+        rest = rest or stream.read(_BLOCK)
+        if not rest:
+            raise EOFError("its compressed voxels end too early")
+        decompressor.decompress(rest, _BLOCK)
+        rest = decompressor.unconsumed_tail
+
+
+def _decompress_bzip2(stream: BinaryIO) -> None:
+    with bz2.open(stream) as voxels:
+        while voxels.read(_BLOCK):
+            pass
+
+
+_DECOMPRESSED = {
+    "zlib": _decompress_zlib, "gzip": _decompress_zlib, "gz": _decompress_zlib,
+    "bzip2": _decompress_bzip2, "bz2": _decompress_bzip2,
+}  # fmt: skip
+_MOST_FIELDS, _LONGEST_FIELD = 10_000, 1 << 16
+_BLOCK = 1 << 20
 
 
 def itk_voxels(header: Header) -> np.ndarray:

@@ -75,8 +75,8 @@ class Planes:
 
 
 def intensity_window(image: np.ndarray) -> tuple[float, float]:
-    """Percentiles 1 and 99.9: what a volume is drawn between."""
-    low, high = np.percentile(image, [1, 99.9])
+    """Percentiles 1 and 99.9 of the finite voxels: what a volume is drawn between."""
+    low, high = np.percentile(image[np.isfinite(image)], [1, 99.9])
     return float(low), float(high)
 
 

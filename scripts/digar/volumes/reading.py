@@ -13,7 +13,7 @@ from nibabel.wrapstruct import WrapStructError
 
 from digar.volumes.dicom import SeriesHeader, is_series, series_files, series_header, series_voxels
 from digar.volumes.header import SHEAR_TOLERANCE, Header, VolumeError
-from digar.volumes.itk_files import ITK_SUFFIXES, itk_header, itk_voxels
+from digar.volumes.itk_files import ITK_SUFFIXES, itk_header, itk_voxels, refuse_damage
 from digar.volumes.nifti import NIFTI_SUFFIXES, nifti_header, nifti_voxels
 
 logger = logging.getLogger(__name__)
@@ -95,6 +95,7 @@ def read_volume(path: str | Path, header: Header | None = None) -> MetaTensor:
         if isinstance(header, SeriesHeader):
             array = series_voxels(header)
         elif volume_suffix(path) in ITK_SUFFIXES:
+            refuse_damage(path)
             array = itk_voxels(header)
         else:
             array = nifti_voxels(header)
