@@ -85,8 +85,9 @@ class WindowInferer(Inferer):
         self.foreground = foreground
         self.threads = torch.get_num_threads()
         self.pool = ThreadPoolExecutor(self.threads, "windows", initializer=torch.set_num_threads, initargs=(1,))
+        self.mirroring = tuple(sorted(mirroring))
         self.flips = [
-            axes for count in range(len(mirroring) + 1) for axes in itertools.combinations(sorted(mirroring), count)
+            axes for count in range(len(mirroring) + 1) for axes in itertools.combinations(self.mirroring, count)
         ]
 
     def __call__(self, inputs: Tensor, network: Network, *args: Any, **kwargs: Any) -> Tensor:
