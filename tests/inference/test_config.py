@@ -110,7 +110,7 @@ def test_dicom_seg_without_what_writes_it_says_what_to_install(monkeypatch, tmp_
 
 
 OVERRIDES = {
-    "intensity": {"_target_": "ScaleIntensityd", "keys": "image"},
+    "intensity#rule": [0, 50],
     "attention": "none",
     "dilation": 4,
     "network_def#gate_init": 0.3,

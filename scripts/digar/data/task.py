@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import yaml
 
 from digar.volumes.files import whole_file
+from digar.volumes.intensities import ScaleIntensityd
 
 Codes = Mapping[int, Mapping[str, Sequence[str]]]
 logger = logging.getLogger(__name__)
@@ -428,12 +429,20 @@ def with_overrides(task: Task, in_channels: int, num_classes: int | None = None,
     Args:
         task: as it was read.
         in_channels, num_classes: of the run's network.
-        values: of other keys of the task, and of its network's.
+        values: of other keys of the task, and of its network's; the ``intensity`` is a
+            :class:`digar.volumes.intensities.ScaleIntensityd`.
 
     Raises:
         ValueError: names the key and what it takes.
     """
     plain = to_plain(task)
+    if (scaling := values.get("intensity")) is not None:
+        if not isinstance(scaling, ScaleIntensityd):
+            raise ValueError(
+                f"intensity: a {type(scaling).__name__} is none of the rules that a task can hold, so nobody could "
+                "tell what a network was trained with: set --intensity_rule instead"
+            )
+        values["intensity"] = scaling.rule
     for key, value in values.items():
         (plain["network"] if key in plain["network"] else plain)[key] = value
     if in_channels != task.in_channels:
