@@ -14,7 +14,7 @@ import pytest
 import torch
 from digar.data.datalists import labelled_cases
 from digar.data.phantom_studies import write_lesions, write_studies
-from digar.data.phantoms import LABELS
+from digar.data.phantoms import LABELS, write_phantoms
 from ignite.engine import Engine, Events
 from monai.bundle import ConfigWorkflow
 from monai.engines import IterationEvents
@@ -108,7 +108,7 @@ def test_training_leaves_weights_state_curves_and_pictures(trained: Path) -> Non
     assert all(isinstance(tensor, torch.Tensor) for tensor in weights.values())
     (state,) = (trained / "states").iterdir()
     assert set(torch.load(state, weights_only=True)) == {
-        "network", "optimizer", "scheduler", "trainer", "best_weights", "data",
+        "network", "optimizer", "scheduler", "trainer", "best_weights", "samples_per_step", "decisive",
     }  # fmt: skip
     assert list((trained / "tensorboard").glob("events*"))
     with Image.open(trained / "pictures/validation_epoch_0001.png") as picture:
@@ -174,6 +174,41 @@ def test_resuming_with_another_length_is_refused(task: Path, small_overlay: str,
     with pytest.raises(RuntimeError) as caught:
         train(task, small_overlay, trained, max_epochs=9, resume=True)
     assert "resume with --max_epochs 1 instead of 9" in str(root_cause(caught.value))
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"fold": 1}, "training cases (4 then, 4 now; without"),
+        ({"spacing": [9.0, 9.0, 9.0]}, "spacing ([8.0, 8.0, 8.0] then, [9.0, 9.0, 9.0] now)"),
+        ({"seed": 3}, "samples.seed (0 then, 3 now)"),
+        ({"train#augment#noise#std": 0.3}, "std (0.05 then, 0.3 now)"),
+    ],
+)
+def test_resuming_another_training_is_refused_by_what_differs(
+    options: dict, named: str, task: Path, small_overlay: str, trained: Path
+) -> None:
+    with pytest.raises(RuntimeError) as caught:
+        train(task, small_overlay, trained, resume=True, **options)
+    message = str(root_cause(caught.value))
+    assert "belongs to another training; these differ: " in message
+    assert named in message
+
+
+def test_resuming_on_other_images_of_the_same_names_is_refused(
+    task: Path, small_overlay: str, trained: Path, tmp_path: Path
+) -> None:
+    write_phantoms(tmp_path / "task", num_training=5, num_test=0, seed=9)
+    with pytest.raises(RuntimeError) as caught:
+        train(tmp_path / "task", small_overlay, trained, resume=True)
+    assert "these differ: training cases (4 then, 4 now; without" in str(root_cause(caught.value))
+
+
+def test_data_that_moved_as_a_whole_are_the_same(task: Path, small_overlay: str, trained: Path, tmp_path: Path) -> None:
+    shutil.copytree(task, tmp_path / "moved")
+    shutil.copytree(trained, tmp_path / "out")
+    train(tmp_path / "moved", small_overlay, tmp_path / "out", resume=True, num_workers=1)
+    assert (tmp_path / "out/model.pt").read_bytes() == (trained / "model.pt").read_bytes()
 
 
 def test_resuming_with_other_batches_is_refused(task: Path, small_overlay: str, trained: Path) -> None:

@@ -16,7 +16,7 @@ import pydicom
 import pytest
 import torch
 from digar.data.task import read_task, write_task
-from digar.inference.description import settings_hash
+from digar.networks.description import settings_hash
 from monai.bundle import ConfigParser, ConfigWorkflow
 from monai.transforms import Compose, Invertd, LoadImaged, SaveImaged
 

@@ -99,7 +99,7 @@ def test_a_step_that_is_not_finite_stops_before_it_is_made_and_names_its_files(w
         run.trainer.run()
     assert [fingerprint(run)] == before
     message = str(caught.value)
-    assert message.startswith("step 6 has the loss nan" if where == "loss" else "step 6 has the loss 2.")
+    assert message.startswith("step 6 has the loss nan" if where == "loss" else "step 6 has the loss 1.")
     sampler = run.state.loader.sampler
     sampler.set_epoch(2)
     images = [str(run.state.loader.dataset.data[index]["image"]) for index in sampler.whole_epoch()[2:4]]

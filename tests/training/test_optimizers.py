@@ -1,6 +1,7 @@
 """Parameter groups: every weight once, each with the rate and decay its kind and depth ask for."""
 
 from collections.abc import Callable
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -142,6 +143,7 @@ def test_fixed_gates_are_not_trained():
 @pytest.mark.parametrize("loads", [False, True])
 def test_where_weights_are_loaded_all_rates_shrink_alike_over_the_whole_schedule(loads, tmp_path):
     network = NETWORKS["segmentation"]()
+    torch.save(network.state_dict(), tmp_path / "model.pt")
     rates = []
     for retraining in (False, True):
         optimizer = build_adamw(network, RATE, DECAY, layer_decay=0.5, gate_rate=GATE_RATE)
@@ -156,3 +158,11 @@ def test_where_weights_are_loaded_all_rates_shrink_alike_over_the_whole_schedule
             scheduler.step()
     expected = torch.tensor(rates[0]) * (0.1 if loads else 1)
     torch.testing.assert_close(torch.tensor(rates[1]), expected)
+
+
+def test_weights_to_go_on_from_that_are_none_are_refused_by_name(tmp_path):
+    network = NETWORKS["segmentation"]()
+    torch.save({"model": SimpleNamespace()}, tmp_path / "model.pt")
+    scheduler = WarmupCosineSchedule(build_adamw(network, RATE), warmup_steps=2, t_total=6)
+    with pytest.raises(ValueError, match="model.pt holds more than weights, or is damaged"):
+        slow_down_retraining([CheckpointLoader(str(tmp_path / "model.pt"), {"model": network})], scheduler, RATE)

@@ -1,6 +1,7 @@
 """A training that is killed at any step and resumed is, bit for bit, the training that was never killed."""
 
 import logging
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -69,6 +70,17 @@ def test_killed_after_a_validation_that_wrote_the_best_weights_it_ends_the_same(
     resumed = make_run(tmp_path, resume="auto")
     resumed.run.start()
     assert_same(resumed, tmp_path, whole)
+
+
+def test_a_training_that_went_on_from_weights_does_not_load_them_again_when_it_is_resumed(tmp_path):
+    start = tmp_path / "start.pt"
+    torch.save({name: tensor + 1 for name, tensor in make_run(tmp_path).weights().items()}, start)
+    unbroken = make_run(tmp_path / "whole", start_from=start)
+    unbroken.run.start()
+    kill_after(make_run(tmp_path / "parts", save_minutes=0, start_from=start), 6)
+    resumed = make_run(tmp_path / "parts", resume=True, start_from=start)
+    resumed.run.start()
+    assert_same(resumed, tmp_path / "parts", (unbroken, tmp_path / "whole"))
 
 
 def test_killed_again_and_again_it_ends_the_same(whole, tmp_path):
@@ -152,6 +164,19 @@ def test_a_damaged_state_is_passed_over_with_a_warning_and_then_removed(whole, t
     assert_same(resumed, tmp_path, whole)
 
 
+def test_a_state_that_holds_more_than_tensors_is_not_loaded_and_no_word_says_how_to(tmp_path, caplog):
+    kill_after(make_run(tmp_path, save_minutes=0), 7)
+    newest = tmp_path / "states/step_0000006.pt"
+    torch.save({"trainer": SimpleNamespace()}, newest)
+    make_run(tmp_path, resume=True).run.start()
+    assert f"{newest} holds more than weights, or is damaged" in caplog.text
+    assert "weights_only" not in caplog.text
+    for file in (tmp_path / "states").iterdir():
+        torch.save({"trainer": SimpleNamespace()}, file)
+    with pytest.raises(ValueError, match="every training state in .* is damaged"):
+        make_run(tmp_path, resume=True).run.start()
+
+
 def test_when_every_state_is_damaged_it_says_so_and_begins_nothing(tmp_path):
     make_run(tmp_path).run.start()
     for file in (tmp_path / "states").iterdir():
@@ -193,9 +218,9 @@ def test_another_word_for_resume_is_refused(tmp_path):
 
 def refused(tmp_path: Path, message: str, **options: float) -> None:
     """Resuming with these options is refused before the trainer has moved."""
-    other = make_run(tmp_path, **options)
+    other = make_run(tmp_path, resume=True, **options)
     with pytest.raises(ValueError, match=message):
-        other.state.begin(True)
+        other.run.start()
     assert other.trainer.state.iteration == 0
 
 
@@ -212,8 +237,41 @@ def test_a_run_of_another_length_is_refused_with_both(planned, interrupted):
     )
 
 
-def test_another_number_of_cases_is_refused(interrupted):
-    refused(interrupted, "belongs to a run on 7 cases, now there are 8", cases=8)
+@pytest.mark.parametrize(
+    ("changed", "named"),
+    [
+        ({"cases": 8}, r"training cases \(7 then, 8 now; with"),
+        ({"first": 1}, r"training cases \(7 then, 7 now; without .*; with"),  # as of another fold, on the same counts
+        ({"seed": 4}, r"samples.seed \(3 then, 4 now\); order.seed \(3 then, 4 now\); steps.0.seed \(3 then, 4 now\)"),
+        ({"noise": 0.2}, r"samples.transform.transforms.0.*std \(0.1 then, 0.2 now\)"),
+        ({"weight_decay": 0.5}, r"optimizer.0.weight_decay \(0.01 then, 0.5 now\)"),
+        ({"max_norm": 1.0}, r"steps.1.max_norm \(10.0 then, 1.0 now\)"),
+    ],
+)
+def test_whatever_decides_the_next_step_is_refused_by_name(changed, named, interrupted):
+    refused(interrupted, f"step_0000006.pt belongs to another training; these differ: .*{named}", **changed)
+
+
+def test_what_decides_no_step_may_change(interrupted):
+    resumed = make_run(interrupted, resume=True, workers=1, nan_policy="skip", save_minutes=5, keep_states=3)
+    resumed.run.start()
+    assert resumed.run.complete
+
+
+def test_another_learning_rate_is_taken_from_the_next_step_on_and_said(interrupted, tmp_path_factory, caplog):
+    rates = {}
+    for learning_rate in (0.01, 0.001):
+        folder = tmp_path_factory.mktemp("resumed") / "run"
+        shutil.copytree(interrupted, folder)
+        run = make_run(folder, resume=True, learning_rate=learning_rate)
+        own = rates.setdefault(learning_rate, [])
+        run.trainer.add_event_handler(
+            Events.ITERATION_STARTED, lambda _, run=run, own=own: own.append(run.optimizer.param_groups[0]["lr"])
+        )
+        run.run.start()
+    assert len(rates[0.01]) == EPOCHS * STEPS - 6
+    assert rates[0.001] == pytest.approx([rate / 10 for rate in rates[0.01]])
+    assert caplog.text.count("learning rates are planned as 0.001 after step 6, they were as 0.01 before") == 1
 
 
 def test_other_batches_are_refused_with_the_ones_to_take(interrupted):
@@ -222,14 +280,16 @@ def test_other_batches_are_refused_with_the_ones_to_take(interrupted):
 
 
 def test_the_state_of_another_network_is_refused_by_name(interrupted):
-    refused(interrupted, "(?s)step_0000006.pt is the state of another network: .*size mismatch", width=4)
+    refused(
+        interrupted, r"step_0000006.pt belongs to another training; .*network.0.in_features \(3 then, 4 now\)", width=4
+    )
 
 
 def test_the_state_of_another_optimizer_is_refused_by_name(interrupted):
-    other = make_run(interrupted)
-    other.optimizer.add_param_group({"params": [nn.Parameter(torch.zeros(1))]})
-    with pytest.raises(ValueError, match="is the state of another optimizer: "):
-        other.state.begin(True)
+    other = make_run(interrupted, resume=True)
+    other.optimizer.add_param_group({"params": [nn.Parameter(torch.zeros(1))], "initial_lr": 0.1})
+    with pytest.raises(ValueError, match=r"these differ: .*optimizer.1.weight_decay \(none then, 0.01 now\)"):
+        other.run.start()
 
 
 # Several processes
@@ -238,8 +298,8 @@ def test_the_state_of_another_optimizer_is_refused_by_name(interrupted):
 @pytest.mark.parametrize("rank", [0, 1])
 def test_two_processes_go_on_with_the_samples_that_one_process_has_left(rank, interrupted):
     """One process took 4 of epoch 2's samples, in two steps; two processes share what follows."""
-    other = make_run(interrupted, batch=1, processes=2, rank=rank)
-    other.state.begin(True)
+    other = make_run(interrupted, batch=1, processes=2, rank=rank, resume=True)
+    other.run.prepare()
     sampler = other.state.loader.sampler
     sampler.set_epoch(2)
     order = make_run(interrupted).state.loader.sampler

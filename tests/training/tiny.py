@@ -14,7 +14,8 @@ from ignite.engine import Events
 from ignite.metrics import Loss
 from monai.data import DataLoader
 from monai.engines import SupervisedEvaluator, SupervisedTrainer
-from monai.handlers import LrScheduleHandler, ValidationHandler
+from monai.handlers import CheckpointLoader, LrScheduleHandler, ValidationHandler
+from monai.optimizers import WarmupCosineSchedule
 from monai.transforms import Compose, RandGaussianNoised
 from torch import nn
 
@@ -59,6 +60,12 @@ def make_run(
     processes: int = 1,
     nan_policy: str = "stop",
     learning_rate: float = 0.01,
+    weight_decay: float = 0.01,
+    max_norm: float = 10.0,
+    noise: float = 0.1,
+    seed: int = 3,
+    first: int = 0,
+    start_from: Path | None = None,
     **settings: float,
 ) -> Tiny:
     """A run that writes to ``folder``, before any training and resuming."""
@@ -70,20 +77,29 @@ def make_run(
         seen.append((dataset.epoch, sample["index"]))
         return sample
 
-    data = [{"image": torch.full((1, width), float(i)), "label": torch.ones(1, 1), "index": i} for i in range(cases)]
-    dataset = SeededCacheDataset(data, Compose([RandGaussianNoised("image", prob=1.0), note]), progress=False, seed=3)
-    sampler = ResumableSampler(dataset, num_replicas=processes, rank=rank, seed=3)
+    images = [torch.full((1, width), float(first + i)) for i in range(cases)]
+    data = [{"image": image, "label": torch.ones(1, 1), "index": i} for i, image in enumerate(images)]
+    transform = Compose([RandGaussianNoised("image", prob=1.0, std=noise), note])
+    dataset = SeededCacheDataset(data, transform, progress=False, seed=seed)
+    sampler = ResumableSampler(dataset, num_replicas=processes, rank=rank, seed=seed)
     loader = DataLoader(dataset, batch_size=batch, sampler=sampler, num_workers=workers)
-    optimizer = torch.optim.AdamW(network.parameters(), lr=learning_rate)
-    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 / (1 + step))
+    optimizer = torch.optim.AdamW(network.parameters(), lr=learning_rate, weight_decay=weight_decay)
+    scheduler = WarmupCosineSchedule(optimizer, warmup_steps=2, t_total=EPOCHS * STEPS)
     evaluator = SupervisedEvaluator(
         device="cpu",
-        val_data_loader=[{"image": torch.ones(2, width), "label": torch.ones(2, 1)}],
+        val_data_loader=DataLoader([{"image": torch.ones(width), "label": torch.ones(1)}] * 2, batch_size=2),
         network=network,
         decollate=False,
         metric_cmp_fn=lambda loss, best: loss < best,
         key_val_metric={"val_loss": Loss(nn.MSELoss(), lambda output: (output["pred"], output["label"]))},
     )
+    handlers = [
+        RunSeed(dataset, seed),
+        SafeSteps(network, loader, max_norm, nan_policy, max_skipped=2),
+        LrScheduleHandler(scheduler, epoch_level=False, print_lr=False),
+        ValidationHandler(1, evaluator),
+        *([CheckpointLoader(str(start_from), {"model": network})] if start_from else []),
+    ]
     trainer = SupervisedTrainer(
         device="cpu",
         max_epochs=epochs,
@@ -91,14 +107,9 @@ def make_run(
         network=network,
         optimizer=optimizer,
         loss_function=nn.MSELoss(),
-        train_handlers=[
-            RunSeed(dataset, seed=3),
-            SafeSteps(network, loader, 10.0, nan_policy, max_skipped=2),
-            LrScheduleHandler(scheduler, epoch_level=False, print_lr=False),
-            ValidationHandler(1, evaluator),
-        ],
+        train_handlers=handlers,
     )
     trainer.add_event_handler(Events.ITERATION_COMPLETED, lambda e: losses.append(e.state.output[0]["loss"]))
     saved = {"network": network, "optimizer": optimizer, "scheduler": scheduler}
-    run = TrainingRun(trainer, evaluator, saved, folder, folder / "model.pt", settings)
+    run = TrainingRun(trainer, evaluator, saved, folder, folder / "model.pt", settings, handlers)
     return Tiny(network, optimizer, trainer, evaluator, run, seen, losses)

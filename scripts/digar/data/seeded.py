@@ -21,6 +21,12 @@ class SeededCacheDataset(CacheDataset):
     Without :meth:`set_epoch` (validation) every pass draws the same samples.
     """
 
+    # of a sample, see digar.networks.description: its cases are compared by themselves, the rest is how they are kept
+    UNDECISIVE = (
+        "data", "epoch", "_cache", "_hash_keys", "cache_num", "set_num", "set_rate", "num_workers", "progress",
+        "copy_cache", "as_contiguous", "hash_as_key", "hash_func", "runtime_cache",
+    )  # fmt: skip
+
     def __init__(self, *arguments: Any, seed: int, **keywords: Any) -> None:
         self.seed = seed
         self.epoch = 0

@@ -16,12 +16,12 @@ from monai.data import Dataset
 from torch import nn
 from tqdm import tqdm
 
-from digar.inference.description import describe
 from digar.inference.inputs import Case
 from digar.inference.journal import FAILED, Outcome
 from digar.inference.pipeline import Finished, FolderOptions, Pipeline
 from digar.inference.record import RunRecord
 from digar.inference.windows import WindowInferer
+from digar.networks.description import describe
 from digar.volumes.errors import in_a_line
 
 logger = logging.getLogger(__name__)

@@ -14,12 +14,12 @@ import numpy as np
 from tqdm import tqdm
 
 from digar.data.task import Codes, model_file
-from digar.inference.description import settings_hash
 from digar.inference.inputs import Case
 from digar.inference.journal import DONE, FAILED, SEG_SUFFIX, Journal, Outcome, file_state, input_state
 from digar.inference.masks import volumes_ml
 from digar.inference.report import REPORTS, write_reports
 from digar.inference.sharing import SharedFolder
+from digar.networks.description import settings_hash
 from digar.volumes.files import file_hash, printable, read_json, remove_leftovers
 from digar.volumes.header import VolumeError
 from digar.volumes.reading import UNREADABLE
@@ -80,7 +80,7 @@ class RunRecord:
 
         Args:
             cases: all images, of all processes.
-            settings: what decides the masks, see :mod:`digar.inference.description`.
+            settings: what decides the masks, see :mod:`digar.networks.description`.
             facts: more about the run, for the reports.
             thumbnails: show pictures in the page.
 

@@ -61,7 +61,7 @@ class WindowInferer(Inferer):
         ValueError: an overlap, precision or axis that is none.
     """
 
-    UNDECISIVE = ("window_batch", "threads", "pool")  # of the result, see digar.inference.description
+    UNDECISIVE = ("window_batch", "threads", "pool")  # of the result, see digar.networks.description
 
     def __init__(
         self,

@@ -7,6 +7,7 @@ import struct
 import zipfile
 from pathlib import Path
 from pickle import UnpicklingError
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -21,7 +22,8 @@ Weights = dict[str, Tensor]
 
 WRAPPERS = ("state_dict", "model", "network")  # AR-SSL4M and MAE; MONAI Label and ignite; this bundle's training state
 WRAPPER_PREFIXES = re.compile(r"(?:module|_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
-UNREADABLE = (RuntimeError, EOFError, OSError, LookupError, struct.error)  # what torch.load raises on other files
+# what torch.load raises on other files
+UNREADABLE = (UnpicklingError, RuntimeError, EOFError, OSError, LookupError, ValueError, struct.error)
 PUBLISHED_LAYER = re.compile(r"layers\.(\d+)\.(.+)")
 PUBLISHED_NAMES = {
     "self_attn.o_proj": "attention.out",
@@ -49,12 +51,7 @@ def read_checkpoint(path: str | Path) -> Weights:
     if not path.is_file():
         raise FileNotFoundError(f"there are no weights at {path}: train first, or name an existing file")
     refuse_damaged(path)
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except UnpicklingError as error:  # its own text says how to switch the safety off; no one should
-        raise ValueError(f"{path} holds more than weights, or is damaged; only plain tensors are loaded") from error
-    except UNREADABLE as error:
-        raise ValueError(f"{path} cannot be read as a checkpoint ({type(error).__name__}: {error})") from error
+    content = load_tensors(path)
     for wrapper in WRAPPERS:
         if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
             content = content[wrapper]
@@ -62,6 +59,18 @@ def read_checkpoint(path: str | Path) -> Weights:
     if not named or not content:
         raise ValueError(f"{path} holds no state dict of tensors")
     return {WRAPPER_PREFIXES.sub("", name): tensor for name, tensor in content.items()}
+
+
+def load_tensors(path: str | Path) -> Any:
+    """What a file of ``torch.save`` holds: tensors, numbers, texts, lists and dicts of them; nothing else is loaded.
+
+    Raises:
+        ValueError: it holds anything else, or cannot be read.
+    """
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except UNREADABLE:  # whose own text says how to switch the safety off, which no one should
+        raise ValueError(f"{path} holds more than weights, or is damaged; only plain tensors are loaded") from None
 
 
 def is_whole(path: str | Path) -> bool:

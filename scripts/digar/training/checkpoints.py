@@ -1,13 +1,13 @@
 """Files a training writes: the best weights and the states to resume from. Nothing half-written, nothing lost."""
 
 import filecmp
+import json
 import logging
 import math
 import shutil
 import time
-from collections.abc import Sized
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import ignite.distributed as idist
 import torch
@@ -18,7 +18,8 @@ from torch.utils.data import DataLoader
 
 from digar.data.sampler import resumable_sampler
 from digar.data.task import Task, task_file, write_task
-from digar.networks.weights import is_whole
+from digar.networks.weights import is_whole, load_tensors
+from digar.training.decisive import differences
 from digar.training.sharding import restore, whole_state
 from digar.volumes.files import whole_file
 
@@ -213,6 +214,7 @@ class TrainingState:
         self.keep = keep
         self.save_minutes = save_minutes
         self.saved_at = time.monotonic()
+        self.decisive: dict[str, Any] = {}  # see digar.training.decisive; set before the training begins
 
     def attach(self, trainer: Engine) -> None:
         trainer.add_event_handler(Events.EPOCH_COMPLETED, self.save)
@@ -223,13 +225,9 @@ class TrainingState:
         return time.monotonic() - self.saved_at >= 60 * self.save_minutes
 
     @property
-    def data(self) -> dict[str, int]:
-        """What gives a position within an epoch its meaning."""
-        sampler = resumable_sampler(self.loader)
-        return {
-            "samples": len(cast(Sized, self.loader.dataset)),
-            "samples_per_step": (self.loader.batch_size or 1) * sampler.num_replicas,
-        }
+    def samples_per_step(self) -> int:
+        """Over all processes: what gives a position within an epoch its meaning."""
+        return (self.loader.batch_size or 1) * resumable_sampler(self.loader).num_replicas
 
     @property
     def complete(self) -> bool:
@@ -250,15 +248,16 @@ class TrainingState:
 
     def _write(self, state: dict[str, Any], step: int) -> None:
         written = self.folder / f"step_{step:07d}.pt"
-        save_atomically({**state, "data": self.data}, written)
+        about = {"samples_per_step": self.samples_per_step, "decisive": json.dumps(self.decisive)}
+        save_atomically({**state, **about}, written)
         others = [file for file in self.files() if file != written]
         earlier = [file for file in others if file < written]
         for file in others:
             if file not in earlier[: self.keep - 1]:
                 file.unlink()
 
-    def begin(self, resume: bool | str) -> None:
-        """Go on from the last state, or begin anew.
+    def begin(self, resume: bool | str) -> bool:
+        """Go on from the last state, or begin anew; whether it goes on.
 
         Args:
             resume: True to go on; False to begin anew, when states of a former run are moved into ``former/``; "auto"
@@ -276,8 +275,10 @@ class TrainingState:
             )
         if resume and self.files():
             self._resume()
-        else:  # only when the training starts: a workflow may be initialised to be looked at
-            self.objects["trainer"].add_event_handler(Events.STARTED, self._set_former_apart)
+            return True
+        # only when the training starts: a workflow may be initialised to be looked at
+        self.objects["trainer"].add_event_handler(Events.STARTED, self._set_former_apart)
+        return False
 
     @idist.one_rank_only()
     def _set_former_apart(self, trainer: Engine) -> None:
@@ -292,36 +293,52 @@ class TrainingState:
                 f"{file} belongs to a run of {trainer['max_epochs']} epochs, its learning rate was planned "
                 f"for them: resume with --max_epochs {trainer['max_epochs']} instead of {planned.max_epochs}"
             )
-        data, processes = state["data"], resumable_sampler(self.loader).num_replicas
-        if data["samples"] != self.data["samples"]:
+        then, processes = state["samples_per_step"], resumable_sampler(self.loader).num_replicas
+        if then != self.samples_per_step:
             raise ValueError(
-                f"{file} belongs to a run on {data['samples']} cases, now there are {self.data['samples']}: resume "
-                "with the same dataset_dir, label_ratio, validation_share and split_seed"
+                f"{file} belongs to a run of {then} samples per step, over all processes; this one has "
+                f"{self.samples_per_step}: resume with --batch_size {then / processes:g} for {processes} "
+                f"process{'es' * (processes > 1)}"
             )
-        if data["samples_per_step"] != self.data["samples_per_step"]:
+        decisive = json.loads(state["decisive"])
+        differ = differences(decisive, json.loads(json.dumps(self.decisive)))
+        if differ:
             raise ValueError(
-                f"{file} belongs to a run of {data['samples_per_step']} samples per step, over all processes; this one "
-                f"has {self.data['samples_per_step']}: resume with --batch_size "
-                f"{data['samples_per_step'] / processes:g} for {processes} process{'es' * (processes > 1)}"
+                f"{file} belongs to another training; these differ: {'; '.join(differ)}. Resume with the data and "
+                "options of the run (dataset_dir, task, fold and the other options of the split decide over the "
+                "cases), or start without --resume"
             )
         for name, item in self.objects.items():
             try:
                 restore(item, state[name])
             except (KeyError, RuntimeError, ValueError) as error:
                 raise ValueError(f"{file} is the state of another {name}: {error}") from None
+        self._take_rates(decisive["rates"], trainer["iteration"])
         steps = trainer["iteration"] % trainer["epoch_length"]
         epoch = trainer["iteration"] // trainer["epoch_length"] + 1
         resumable_sampler(self.loader).skip(epoch, steps * self.loader.batch_size)
         total = trainer["max_epochs"] * trainer["epoch_length"]
         logger.info("training resumes from %s, after step %d of %d", file, trainer["iteration"], total)
 
+    def _take_rates(self, then: list[float], step: int) -> None:
+        """Go on with this run's learning rates, where the state was saved with others."""
+        now = self.decisive["rates"]
+        if now == then:
+            return
+        optimizer, scheduler = self.objects["optimizer"], self.objects["scheduler"]
+        scheduler.base_lrs = now
+        for group, old, new in zip(optimizer.param_groups, then, now, strict=True):
+            group["lr"] *= new / old
+        before, after = (", ".join(f"{rate:g}" for rate in sorted(set(rates))) for rates in (then, now))
+        logger.warning("learning rates are planned as %s after step %d, they were as %s before", after, step, before)
+
     def _last_readable(self) -> tuple[Path, dict[str, Any]]:
         """The last state that is whole; a broken one (a full disk, a power cut) is passed over with a warning."""
         for file in self.files():
             if is_whole(file):
                 try:
-                    return file, torch.load(file, map_location="cpu", weights_only=True)
-                except (RuntimeError, ValueError) as error:
+                    return file, load_tensors(file)
+                except ValueError as error:
                     logger.warning("%s", error)
             logger.warning("the training state %s is damaged: going back to the one before it", file)
         raise ValueError(

@@ -37,6 +37,8 @@ class SafeSteps:
         ValueError: another policy.
     """
 
+    UNDECISIVE = ("network", "loader", "max_skipped", "skipped")  # of the next step, see digar.networks.description
+
     def __init__(
         self, network: nn.Module, loader: DataLoader, max_norm: float, policy: str = "stop", max_skipped: int = 10
     ) -> None:

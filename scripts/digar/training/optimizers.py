@@ -11,6 +11,7 @@ from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from digar.networks.models import Network
+from digar.networks.weights import read_checkpoint
 
 logger = logging.getLogger(__name__)
 
@@ -80,6 +81,7 @@ def slow_down_retraining(handlers: Sequence[Any], scheduler: LambdaLR, retrainin
     loaders = [handler for handler in handlers if isinstance(handler, CheckpointLoader)]
     if not loaders:
         return
+    read_checkpoint(str(loaders[0].load_path))  # says what is wrong with the file, as MONAI's handler does not
     factor = retraining_rate / scheduler.optimizer.defaults["lr"]
     scheduler.base_lrs = [rate * factor for rate in scheduler.base_lrs]
     for group in scheduler.optimizer.param_groups:

@@ -20,6 +20,8 @@ class RunSeed:
         seed: of the whole run.
     """
 
+    UNDECISIVE = ("dataset",)  # it is described by itself, see digar.networks.description
+
     def __init__(self, dataset: Any, seed: int) -> None:
         self.dataset = dataset
         self.seed = seed

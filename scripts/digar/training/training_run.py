@@ -5,7 +5,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,9 +16,11 @@ import ignite.distributed as idist
 import torch
 from ignite.engine import Engine, Events
 from monai.engines import Evaluator, Trainer
+from monai.handlers import CheckpointLoader
 
 from digar.data.task import Task
 from digar.training.checkpoints import BestWeights, TrainingState
+from digar.training.decisive import decisive
 from digar.training.distributed import restarts
 from digar.training.progress import TrainingProgress
 from digar.volumes.files import remove_leftovers
@@ -61,6 +63,7 @@ class TrainingRun:
         output_dir: the states go into its ``states``.
         weights_file: where the best weights go.
         settings: the fields of :class:`RunSettings`.
+        handlers: of the trainer.
         task: of the training, written beside the weights.
     """
 
@@ -72,9 +75,13 @@ class TrainingRun:
         output_dir: str | Path,
         weights_file: str | Path,
         settings: dict[str, Any] | None = None,
+        handlers: Sequence[Any] = (),
         task: Task | None = None,
     ) -> None:
         self.trainer = trainer
+        self.evaluator = evaluator
+        self.saved = saved
+        self.handlers = handlers
         self.settings = RunSettings(**(settings or {}))
         self.output_dir = Path(output_dir)
         self.best_weights = BestWeights(saved["network"], weights_file, evaluator, self.settings.patience, task)
@@ -97,13 +104,24 @@ class TrainingRun:
         self.trainer.add_event_handler(Events.ITERATION_COMPLETED, self.iteration_completed)
         self.trainer.add_event_handler(Events.EPOCH_COMPLETED, self.epoch_completed)
         with self.alone():
-            # processes that torchrun started again go on, whatever their command said the first time
-            self.state.begin("auto" if restarts() else self.settings.resume)
+            self.prepare()
             if self.complete:
                 logger.info("the training is complete: nothing is left to do")
                 return
             with self.listening():
                 self.trainer.run()
+
+    def prepare(self) -> None:
+        """Go on from a state, or plan to begin anew; see :meth:`TrainingState.begin`.
+
+        Processes that torchrun started again go on, whatever their command said the first time.
+        """
+        network, scheduler = self.saved["network"], self.saved["scheduler"]
+        self.state.decisive = decisive(self.trainer, self.evaluator, network, scheduler, self.handlers)
+        if self.state.begin("auto" if restarts() else self.settings.resume):
+            for handler in self.handlers:  # what a training began with is not what it goes on from
+                if isinstance(handler, CheckpointLoader):
+                    self.trainer.remove_event_handler(handler, Events.STARTED)
 
     @contextmanager
     def alone(self) -> Iterator[None]:

@@ -63,6 +63,8 @@ class VolumeStore:
         nonfinite_share: of NaN and infinite voxels that are replaced, see :class:`digar.volumes.checks.CheckedReader`.
     """
 
+    UNDECISIVE = ("cache_dir", "grids", "copies", "dtypes")  # of what is read, see digar.networks.description
+
     def __init__(
         self,
         spacing: Sequence[float],

@@ -36,6 +36,8 @@ class SequenceDataset(Dataset[Any]):
         ValueError: a weight is negative or of an unknown kind.
     """
 
+    UNDECISIVE = ("cases", "groups", "epoch", "_orders")  # compared by themselves, see digar.networks.description
+
     def __init__(
         self,
         cases: Sequence[Case],

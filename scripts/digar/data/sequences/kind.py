@@ -24,6 +24,7 @@ class SequenceKind(ABC):
     option: str  # the config's id for the source, which errors name
     description: str  # of a sequence, for the title of its picture
     joins = 1  # cases in a sample
+    UNDECISIVE = ("source", "patient_pattern")  # of a sample: its cases are, see digar.networks.description
 
     def __init__(self, sample_size: Sequence[int], source: str | Path | None) -> None:
         x, y, z = (int(n) for n in sample_size)

@@ -1,4 +1,5 @@
-"""What decides a mask, as it is in memory: objects by class and attributes, networks by their weights too; its hash."""
+"""What decides a mask or a training's step, as it is in memory: objects by class and attributes, networks by their
+weights too; its hash."""
 
 import functools
 import hashlib
@@ -59,14 +60,25 @@ def describe(thing: Any, within: Sequence[int] = ()) -> Any:
 
 def describe_network(network: nn.Module, within: Sequence[int] = ()) -> dict[str, Any]:
     """Classes and attributes of all modules, without hooks and the like, and a hash of weights and buffers."""
-    modules = {
-        name or "network": {"class": _name(type(module)), **_attributes(module, [*within, id(module)])}
-        for name, module in network.named_modules()
-    }
     return {
-        "modules": modules,
+        "modules": describe_modules(network, within),
         "weights": _digest({**dict(network.named_parameters()), **dict(network.named_buffers())}),
     }
+
+
+def describe_modules(network: nn.Module, within: Sequence[int] = ()) -> dict[str, Any]:
+    """Class and attributes of each module, the same whether it is sharded or not."""
+    return {
+        name or "network": {"class": _name(_own_class(module)), **_attributes(module, [*within, id(module)])}
+        for name, module in network.named_modules()
+    }
+
+
+def _own_class(module: nn.Module) -> type:
+    """The class of a module as it was before it was sharded (FSDP2 derives one from FSDPModule and it)."""
+    kind = type(module)
+    sharded = any(base.__name__ == "FSDPModule" for base in kind.__bases__)
+    return kind.__bases__[-1] if sharded else kind
 
 
 def settings_hash(settings: Mapping[str, Any]) -> str:

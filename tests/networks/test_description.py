@@ -10,8 +10,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from digar.inference.description import describe, settings_hash
 from digar.inference.windows import WindowInferer
+from digar.networks.description import describe, settings_hash
 from monai.transforms import Compose, Lambdad, ScaleIntensityRangePercentilesd
 from torch import nn
 
