@@ -89,6 +89,18 @@ def test_a_tasks_labels_become_a_table_that_is_read_back(tmp_path):
     assert Path(cases[3]["image"]).resolve() == (task / "imagesTr/b.nii.gz").resolve()
 
 
+def test_images_of_one_patient_are_one_patients_lesions(tmp_path):
+    task = write_task(tmp_path / "task")
+    for room in ("imagesTr", "labelsTr"):
+        for name, phase in (("a", "p.1_ed"), ("b", "p.1_es")):
+            (task / room / f"{name}.nii.gz").rename(task / room / f"{phase}.nii.gz")
+    (task / "dataset.json").write_text(
+        (task / "dataset.json").read_text().replace("/a.", "/p.1_ed.").replace("/b.", "/p.1_es.")
+    )
+    write_lesion_table(task, tmp_path / "lesions.csv")
+    assert {case["patient"] for case in lesion_cases(tmp_path / "lesions.csv")} == {"p.1"}
+
+
 def test_a_task_without_any_component_is_refused(tmp_path):
     task = write_task(tmp_path)
     for file in (task / "labelsTr").iterdir():

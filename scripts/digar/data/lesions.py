@@ -21,7 +21,6 @@ from digar.data.datalists import labelled_cases
 from digar.volumes.checks import read_label
 from digar.volumes.files import read_table, write_rows
 from digar.volumes.reading import read_header
-from digar.volumes.search import case_name
 
 UNKNOWN_TYPE = "-1"
 CENTRE = ("x", "y", "z")
@@ -86,7 +85,7 @@ def label_components(label: str | Path) -> list[tuple[int, list[float]]]:
 
 
 def write_lesion_table(task: str | Path, table: str | Path) -> int:
-    """Write the components of an MSD task's labels as a lesion table: the label is the type, the case the patient.
+    """Write the components of an MSD task's labels as a lesion table: the label is the type.
 
     Returns:
         The number of rows.
@@ -99,7 +98,7 @@ def write_lesion_table(task: str | Path, table: str | Path) -> int:
     with ThreadPool() as pool:
         found = pool.imap(lambda case: label_components(case["label"]), cases)
         rows = [
-            (case_name(case["image"]), _relative(case["image"], file.parent), value, *centre)
+            (case["patient"], _relative(case["image"], file.parent), value, *centre)
             for case, components in zip(cases, tqdm(found, total=len(cases), desc="labels"), strict=True)
             for value, centre in components
         ]

@@ -9,7 +9,14 @@ from digar.data.layouts import Case
 from digar.data.layouts.layout import case_images
 from digar.volumes.search import case_name, case_names
 
-PART_OF_PATIENT = re.compile(r"(.*\d)[_\-.][A-Za-z][A-Za-z0-9]*")  # acdc_001_ed: patient acdc_001
+PATIENTS = tuple(
+    re.compile(pattern)
+    for pattern in (
+        r"(sub-[A-Za-z0-9]+)[_\-.].+",  # BIDS, sub-01_ses-2_T1w: patient sub-01
+        r"(BraTS-[A-Za-z]+-\d+)-\d{3}(?:[_\-.].*)?",  # BraTS-GLI-00005-100: the timepoint 100 of BraTS-GLI-00005
+        r"(.*?\d)(?:[_\-.][A-Za-z][A-Za-z0-9]*)+",  # acdc_001_ed: patient acdc_001
+    )
+)
 PARTS = ("training", "validation", "test")
 Split = dict[str, list[Case]]  # by part
 
@@ -17,9 +24,10 @@ Split = dict[str, list[Case]]  # by part
 def by_patient(cases: Sequence[Case], pattern: str | None = None) -> list[Case]:
     """The cases with their ``patient``: told by the data, else by the pattern, else read off the names of images.
 
-    A name whose last part begins with a letter behind a number is one of several images of a patient: ``acdc_001_ed``
-    and ``acdc_001_es`` are of ``acdc_001``; ``hippocampus_001`` is a patient of its own. Where the same few names stand
-    in many folders (``case1/t1``, ``case2/t1``) the folder is the patient.
+    A name whose last parts begin with letters behind a number is one of several images of a patient: ``acdc_001_ed``
+    and ``acdc_001_es`` are of ``acdc_001``; ``hippocampus_001`` is a patient of its own. Sessions of BIDS and
+    timepoints of BraTS are of one patient too. Where the same few names, or names without a number, stand in several
+    folders (``case1/t1``, ``case2/t1``) the folder is the patient.
 
     Args:
         cases: with ``image``.
@@ -62,13 +70,15 @@ def _named_by(pattern: str, paths: Sequence[str]) -> list[str]:
 def _read_off(paths: Sequence[str]) -> list[str]:
     names = [name.rpartition("/") for name in case_names(paths)]
     folders, stems = {folder for folder, _, _ in names}, {stem for _, _, stem in names}
-    if len(stems) < len(folders):
+    numbered = any(character.isdigit() for stem in stems for character in stem)
+    if len(folders) > 1 and (len(stems) < len(folders) or not numbered):
         return [folder for folder, _, _ in names]
-    matches = [PART_OF_PATIENT.fullmatch(stem) for _, _, stem in names]
-    return [
-        folder + slash + (match[1] if match else stem)
-        for (folder, slash, stem), match in zip(names, matches, strict=True)
-    ]
+    return [folder + slash + _patient(stem) for folder, slash, stem in names]
+
+
+def _patient(stem: str) -> str:
+    matches = (pattern.fullmatch(stem) for pattern in PATIENTS)
+    return next((match[1] for match in matches if match), stem)
 
 
 def describe_patients(cases: Sequence[Case]) -> str:
