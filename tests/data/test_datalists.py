@@ -311,18 +311,30 @@ def test_another_number_of_labels_is_refused_with_what_to_do(labels, tmp_path):
         check_labels(tmp_path, labels)
 
 
-@pytest.mark.parametrize("labels", [{1: "posterior", 2: "anterior"}, {1: "liver", 2: "tumour"}])
-def test_other_or_swapped_names_are_refused(labels, tmp_path):
+def test_swapped_names_are_refused(tmp_path):
     labelled_data(tmp_path, labels=LABELS)
-    with pytest.raises(ValueError, match="has the labels 1 anterior, 2 posterior, the network 1 "):
-        check_labels(tmp_path, labels)
+    for labels in ({1: "posterior", 2: "anterior"}, {1: "Posterior", 2: "other"}):
+        with pytest.raises(ValueError, match="has the labels 1 anterior, 2 posterior, the network 1 [Pp]osterior"):
+            check_labels(tmp_path, labels)
 
 
-def test_a_name_written_in_another_way_is_warned_of_and_labels_without_names_fit_any(tmp_path, caplog):
+def test_other_names_are_refused_where_nobody_chose_the_task_and_else_warned_of(tmp_path, caplog):
     labelled_data(tmp_path, labels=LABELS)
-    check_labels(tmp_path, {1: "Anterior", 2: "back"})
-    assert "calls label 2 posterior, the task calls it back" in caplog.text
-    check_labels(tmp_path, {1: "label 1", 2: "label 2"})
+    labels = {1: "liver", 2: "tumour"}
+    with pytest.raises(ValueError, match=r"the network 1 liver, 2 tumour: write a task for these data \(digar plan"):
+        check_labels(tmp_path, labels, chosen=False)
+    assert caplog.text == ""
+    check_labels(tmp_path, labels)
+    assert "1 anterior, 2 posterior, the task calls them 1 liver, 2 tumour: its names are taken" in caplog.text
+
+
+def test_one_name_written_in_another_way_is_warned_of_and_labels_without_names_fit_any(tmp_path, caplog):
+    labelled_data(tmp_path, labels=LABELS)
+    check_labels(tmp_path, {1: "Anterior", 2: "back"}, chosen=False)
+    assert "the task calls them 1 Anterior, 2 back" in caplog.text
+    caplog.clear()
+    check_labels(tmp_path, {1: "label 1", 2: "label 2"}, chosen=False)
+    assert caplog.text == ""
     assert label_names(tmp_path, {1: "label 1", 2: "label 2"}) == ["anterior", "posterior"]
 
 

@@ -1,5 +1,6 @@
 """What a training writes of itself: the range of its images, its mirrored axes, the names of its labels."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -60,6 +61,15 @@ def test_what_cannot_be_learned_from_the_labels_is_said_before_the_first_step(ca
     assert "1 of 2 cases hold no label at all" in caplog.text
     trained_task(TASK, FACTS)
     assert "every label is background alone: nothing can be learned from them" in caplog.text
+
+
+def test_labels_without_names_take_those_of_the_data(tmp_path: Path):
+    for name in ("image.nii", "label.nii"):
+        (tmp_path / name).touch()
+    entry = {"image": "image.nii", "label": "label.nii"}
+    (tmp_path / "dataset.json").write_text(json.dumps({"labels": {"2": "other", "1": "rim"}, "training": [entry]}))
+    assert trained_task(TASK, FACTS, dataset_dir=tmp_path).labels == {1: "rim", 2: "core"}
+    assert trained_task(TASK, FACTS, dataset_dir=tmp_path / "none").labels == TASK.labels
 
 
 def test_a_training_that_goes_on_from_weights_has_seen_their_images_too(tmp_path: Path):

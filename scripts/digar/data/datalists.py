@@ -91,6 +91,7 @@ def labelled_split(
     label_ratio: float = 1.0,
     label_seed: int = 0,
     patient_pattern: str | None = None,
+    task_chosen: bool = True,
 ) -> Split:
     """The labelled cases of data in any layout: ``training``, ``validation``, ``test`` where there is one, ``all``.
 
@@ -101,12 +102,13 @@ def labelled_split(
         label_ratio: share of the training patients that is used; see :func:`label_subset`.
         label_seed: draws that share, apart from the split, so that several draws keep the same cases held out.
         patient_pattern: see :func:`digar.data.splits.by_patient`.
+        task_chosen: see :func:`check_labels`.
 
     Raises:
         FileNotFoundError: see :func:`labelled_cases`.
         ValueError: see these functions and :func:`check_labels`.
     """
-    check_labels(dataset_dir, labels)
+    check_labels(dataset_dir, labels, task_chosen)
     cases = labelled_cases(dataset_dir, patient_pattern)
     logger.info("%s; %s", read_data(dataset_dir, labelled=True).describe(), describe_patients(cases))
     test = ["test"] * any(case.get("part") == "test" for case in cases)
@@ -115,15 +117,16 @@ def labelled_split(
     return {**split, "training": label_subset(split["training"], label_ratio, label_seed)}
 
 
-def check_labels(dataset_dir: str | Path, labels: Mapping[int, str]) -> None:
-    """Refuse data that name other labels than those that the network learns or has learned.
+def check_labels(dataset_dir: str | Path, labels: Mapping[int, str], chosen: bool = True) -> None:
+    """Refuse data whose labels are not those that the network learns or has learned; names alone are warned of.
 
     Args:
         dataset_dir: the data.
         labels: of the network, by value.
+        chosen: somebody chose the task that has these labels; False refuses data that call all of them otherwise.
 
     Raises:
-        ValueError: tells both, and what to do.
+        ValueError: another number of labels, or names of the network for other values; tells both, and what to do.
     """
     theirs = read_data(dataset_dir, labelled=True).labels
     remedy = f"write a task for these data (digar plan {dataset_dir} -o task.yaml) and pass --task task.yaml"
@@ -131,17 +134,17 @@ def check_labels(dataset_dir: str | Path, labels: Mapping[int, str]) -> None:
         raise ValueError(f"the task of this run names no labels: {remedy}")
     if not theirs:
         return
+    both = f"{dataset_dir} has the labels {_listed(theirs)}"
     if max(theirs) != max(labels):
-        raise ValueError(
-            f"{dataset_dir} has the labels {_listed(theirs)}, num_classes is {max(labels) + 1}: {remedy}, or pass "
-            f"--num_classes {max(theirs) + 1}"
-        )
-    named = {value: name for value, name in labels.items() if name != unnamed(value) and value in theirs}
-    other = [value for value, name in named.items() if name.casefold() != theirs[value].casefold()]
-    if other and len(other) == len(named):
-        raise ValueError(f"{dataset_dir} has the labels {_listed(theirs)}, the network {_listed(labels)}: {remedy}")
-    for value in other:
-        logger.warning("%s calls label %d %s, the task calls it %s", dataset_dir, value, theirs[value], labels[value])
+        raise ValueError(f"{both}, num_classes is {max(labels) + 1}: {remedy}, or pass --num_classes {max(theirs) + 1}")
+    ours = {value: name.casefold() for value, name in labels.items() if name != unnamed(value)}
+    places = {name.casefold(): value for value, name in theirs.items()}
+    other = [value for value, name in ours.items() if places.get(name) != value]
+    swapped = any(ours[value] in places for value in other)
+    if swapped or (other and len(other) == len(ours) and not chosen):
+        raise ValueError(f"{both}, the network {_listed(labels)}: {remedy}")
+    if other:
+        logger.warning("%s, the task calls them %s: its names are taken", both, _listed(labels))
 
 
 def _listed(labels: Mapping[int, str]) -> str:

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,8 @@ from monai.handlers import CheckpointLoader
 from monai.transforms import RandAxisFlipd, RandFlipd
 
 from digar.data.facts import CaseFacts, label_warnings, span
-from digar.data.task import Task, TrainedWith, read_task, task_file
+from digar.data.layouts import read_data
+from digar.data.task import Task, TrainedWith, read_task, task_file, unnamed
 
 logger = logging.getLogger(__name__)
 
@@ -21,6 +23,7 @@ def trained_task(
     augmentations: Sequence[Any] = (),
     handlers: Sequence[Any] = (),
     images: int = 0,
+    dataset_dir: str | Path | None = None,
 ) -> Task:
     """A training's task with ``trained_with`` filled in; what cannot be learned from its labels is logged.
 
@@ -30,6 +33,7 @@ def trained_task(
         augmentations: transforms of its samples.
         handlers: of the trainer. Where one loads weights with a task, what those have seen counts too.
         images: how many there are, where there are no facts.
+        dataset_dir: the data, if they are there; labels without a name take theirs.
     """
     for text in label_warnings(facts, task.labels) if facts and task.labels else []:
         logger.warning(text)
@@ -39,7 +43,11 @@ def trained_task(
         file = task_file(handler.load_path) if isinstance(handler, CheckpointLoader) else None
         if file and file.is_file() and (before := read_task(file).trained_with):
             seen = joined(before, seen)
-    return replace(task, trained_with=seen)
+    labels = dict(task.labels)
+    if dataset_dir and Path(dataset_dir).exists() and any(name == unnamed(value) for value, name in labels.items()):
+        names = read_data(dataset_dir).labels
+        labels = {value: names.get(value, name) if name == unnamed(value) else name for value, name in labels.items()}
+    return replace(task, labels=labels, trained_with=seen)
 
 
 def flipped_axes(augmentations: Sequence[Any]) -> list[int]:
