@@ -125,7 +125,7 @@ def test_override_is_no_option(config):
 
 
 def test_values_and_options_without_a_value_are_no_options(config):
-    assert refusal("--config_file", config, "--max_epochs", "-1", "--dataset_dir", "--train#new") is None
+    assert refusal("--config_file", config, "--train#new", "-1", "--dataset_dir", "--train#newer") is None
 
 
 @pytest.mark.parametrize(
@@ -140,8 +140,15 @@ def test_values_and_options_without_a_value_are_no_options(config):
 )
 def test_options_of_the_shipped_configs_are_accepted(files, options):
     names = ",".join(f"'{ROOT}/configs/{name}'" for name in files)
-    words = [word for option in options for word in (option, "1")]
+    words = [word for option in options for word in (option, "$1")]
     assert refusal("--config_file", f"[{names}]", *words) is None
+
+
+def test_a_value_that_an_option_cannot_take_is_refused(config):
+    assert refusal("--config_file", config, "--max_epochs", "two") == (
+        "--max_epochs two: it takes a whole number from 1 on"
+    )
+    assert refusal("--config_file", config, "--spacing", "[0,1,1]").startswith("--spacing [0, 1, 1]: it takes three")
 
 
 # When options are checked

@@ -13,6 +13,7 @@ import typer
 
 from digar import __version__
 from digar.cli.bundle import BundleRun, find_weights, read_settings
+from digar.cli.values import check_values
 
 app = typer.Typer(
     name="digar",
@@ -80,7 +81,9 @@ def _ids(settings: Sequence[str] | None, **ids: Any) -> dict[str, Any]:
     """Ids of a run: those given (paths absolute, so that any working folder does), then those of ``--set``."""
     given = {name: value for name, value in ids.items() if value is not None}
     given = {name: str(value.absolute()) if isinstance(value, Path) else value for name, value in given.items()}
-    return {**given, **read_settings(settings or [])}
+    set_ids = read_settings(settings or [])
+    check_values(set_ids)
+    return {**given, **set_ids}
 
 
 @app.command()

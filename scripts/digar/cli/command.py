@@ -16,6 +16,7 @@ from monai.bundle.utils import ID_SEP_KEY
 from monai.utils import ensure_tuple
 
 from digar.cli.failure import explain_error
+from digar.cli.values import check_values
 from digar.training.tracking import disable_telemetry
 
 SOME_FAILED = 3  # exit code
@@ -95,7 +96,7 @@ def refuse_unknown_options(arguments: Sequence[str]) -> None:
         arguments: the words of the command line.
 
     Raises:
-        ValueError: names the unknown option and the nearest id.
+        ValueError: names the unknown option and the nearest id, or the option whose value cannot be.
     """
     options: dict[str, str] = {}
     for i, word in enumerate(arguments):
@@ -106,6 +107,7 @@ def refuse_unknown_options(arguments: Sequence[str]) -> None:
     options = {**{name: str(value) for name, value in collected.items()}, **options}
     files = fire.parser.DefaultParseValue(options.get("config_file", ""))  # as MONAI's command reads it
     parser = ConfigParser(ConfigParser.load_config_files(files))
+    check_values({name: fire.parser.DefaultParseValue(value) for name, value in options.items()})
     command_options = set(inspect.signature(monai.bundle.run).parameters) - {"override"} | {"help"}
     for name in options:
         identity = name.replace("#", ID_SEP_KEY)
