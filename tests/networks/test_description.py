@@ -76,7 +76,7 @@ def test_a_thing_that_holds_itself_has_a_description():
 @pytest.mark.slow
 def test_other_processes_have_the_same_descriptions():
     code = (
-        "from tests.inference.test_description import *; print([settings_hash({'': describe(b())}) for b in BUILDERS])"
+        "from tests.networks.test_description import *; print([settings_hash({'': describe(b())}) for b in BUILDERS])"
     )
     outputs = [
         subprocess.run(

@@ -16,9 +16,12 @@ HOLD = """
 import os, sys, time
 from digar.volumes.locks import held
 with held(sys.argv[1], "output_dir here"):
+    begun, begin = os.pipe()
     if os.fork() == 0:
+        os.write(begin, b".")
         time.sleep(5)  # a data worker, which lives a little longer than its training
         os._exit(0)
+    os.read(begun, 1)
     print("held", flush=True)
     time.sleep(60)
 """
