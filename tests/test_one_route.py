@@ -1,13 +1,16 @@
 """Evaluation scores the masks that inference writes, and training sees image and label where they are stored."""
 
+import gzip
 import itertools
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
+from digar.volumes.errors import in_a_line
 from ignite.engine import Engine, Events
 from monai.bundle import ConfigWorkflow
 from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
@@ -168,3 +171,69 @@ def test_training_and_validation_see_every_label_on_its_image(odd_task, small_ov
                 np.testing.assert_array_equal(label[0].numpy(), np.asarray(stored.dataobj).reshape(stored.shape[:3]))
             seen += 1
     assert seen == len(ODD) + len(CODES)
+
+
+def far(mm: float) -> np.ndarray:
+    return place(np.diag([mm, mm, mm]))
+
+
+REFUSED: dict[str, tuple[Callable, str]] = {  # how the image is stored (the label alike), and what every workflow says
+    "4D": (lambda v: forms(np.stack([v, v], -1), place(), None), r"holds 2 volumes \(a fourth axis\)"),
+    "times 20": (lambda v: forms(v, far(160), None), "its spacing is 160 x 160 x 160 mm"),
+    "times 0.001": (lambda v: forms(v, far(0.008), None), "its spacing is 0.008 x 0.008 x 0.008 mm, 0.001 times"),
+    "metres": (lambda v: forms(v, far(8e-6), None), "its spacing is 8e-06 x 8e-06 x 8e-06 mm"),
+    "pixdim 0": (lambda v: forms(v, None, place()), "its spacing is 0 x 9 x 6 mm"),
+    "constant": (lambda v: forms(np.full_like(v, 5), place(), None), "is empty: every voxel is 5"),
+    "all NaN": (lambda v: forms(np.full_like(v, np.nan), place(), None), "100 % of its voxels are NaN or infinite"),
+    "a slice NaN": (
+        lambda v: forms(np.where(np.arange(15)[:, None, None] == 3, np.inf, v), place(), None),
+        "6.67 % of",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", REFUSED)
+def test_what_one_workflow_refuses_all_refuse_with_the_files_name_and_the_same_words(
+    kind, weights, small_overlay, tmp_path
+):
+    store, reason = REFUSED[kind]
+    image, label = scene(0)
+    for folder, values in (("imagesTr", image), ("labelsTr", label)):
+        (tmp_path / folder).mkdir()
+        keep = folder == "labelsTr" and kind not in ("times 20", "times 0.001", "metres", "pixdim 0")
+        content = bytearray((forms(values, place(), None) if keep else store(values)).to_bytes())
+        if kind == "pixdim 0" and not keep:
+            content[80:84] = bytes(4)  # where pixdim[1] stands; nibabel would not write it so
+        (tmp_path / folder / "odd.nii.gz").write_bytes(gzip.compress(content))
+    entry = {"image": "imagesTr/odd.nii.gz", "label": "labelsTr/odd.nii.gz"}
+    (tmp_path / "dataset.json").write_text(json.dumps({"labels": {"0": "air", "1": "box"}, "training": [entry]}))
+    out = {"output_dir": str(tmp_path / "out"), "dataset_dir": str(tmp_path)}
+    share = {"validation_share": 0}
+    workflows = {
+        "check_data": configured(["train.json"], "training", small_overlay, **out, **share),
+        "initialize": configured(
+            ["train.json", "evaluate.json"],
+            "evaluation",
+            small_overlay,
+            **out,
+            **share,
+            weights_file=weights[0],
+            part="all",
+        ),
+        "volumes": configured(["pretrain.yaml"], "training", small_overlay, **out, **share),
+    }
+    for item, workflow in workflows.items():
+        if item == "volumes" and kind == "4D":
+            continue  # a pretraining sample takes one of the volumes
+        with pytest.raises(RuntimeError) as caught:
+            workflow.parser.get_parsed_content(item)
+        assert re.search(rf"odd.nii.gz: {reason}", in_a_line(caught.value)), item
+    inference = configured(
+        ["inference.json"], "inference", small_overlay, dataset_dir=str(tmp_path / "imagesTr"),
+        output_dir=str(tmp_path / "masks"), weights_file=weights[0],
+    )  # fmt: skip
+    inference.initialize()
+    inference.run()
+    (outcome,) = inference.evaluator.outcomes
+    assert outcome.status == "failed"
+    assert re.match(reason, outcome.reason)
