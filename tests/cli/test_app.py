@@ -9,6 +9,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+import yaml
 from digar.cli.app import app
 from digar.cli.bundle import bundle_root, find_weights, read_settings
 from typer.testing import CliRunner
@@ -54,11 +55,27 @@ def test_training_is_the_bundles_run_with_absolute_paths(tmp_path: Path, monkeyp
     assert (option(words, "fold"), option(words, "max_epochs")) == ("2", "3")
 
 
-def test_all_folds_train_one_after_the_other_into_folders_of_their_own() -> None:
-    result = CliRunner().invoke(app, ["train", "data", "-o", "/out", "--folds", "all", "--show-command"])
-    lines = [shlex.split(row) for row in result.output.splitlines()]
+def all_folds(data: Path, *more: str) -> list[list[str]]:
+    result = CliRunner().invoke(app, ["train", str(data), "-o", "/out", "--folds", "all", "--show-command", *more])
+    assert result.exit_code == 0, result.exception
+    return [shlex.split(row) for row in result.output.splitlines()]
+
+
+def test_all_folds_train_one_after_the_other_into_folders_of_their_own(task: Path) -> None:
+    lines = all_folds(task)
     assert [option(words, "fold") for words in lines] == ["0", "1", "2", "3", "4"]
     assert [option(words, "output_dir") for words in lines] == [f"/out/fold_{fold}" for fold in range(5)]
+
+
+def test_the_folds_are_those_of_the_data_else_those_of_the_tasks_share(task: Path, tmp_path: Path) -> None:
+    planned = yaml.safe_load((ROOT / "models/task.yaml").read_text())
+    planned["training"]["validation_share"] = 0.5
+    (tmp_path / "task.yaml").write_text(yaml.safe_dump(planned))
+    assert [option(words, "fold") for words in all_folds(task, "--task", str(tmp_path / "task.yaml"))] == ["0", "1"]
+    pairs = zip(sorted((task / "imagesTr").iterdir()), sorted((task / "labelsTr").iterdir()), strict=True)
+    cases = [{"image": str(i), "label": str(s), "fold": 2 * (n % 2)} for n, (i, s) in enumerate(pairs)]
+    (tmp_path / "list.json").write_text(json.dumps({"training": cases}))
+    assert [option(words, "fold") for words in all_folds(tmp_path / "list.json")] == ["0", "2"]
 
 
 def test_predict_takes_the_shipped_model_unless_told_otherwise(tmp_path: Path) -> None:

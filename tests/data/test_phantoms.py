@@ -270,7 +270,7 @@ def test_impossible_counts_are_refused(tmp_path, counts):
 
 
 def test_command_writes_the_counts_it_was_given(tmp_path):
-    command = [sys.executable, "-m", "digar.data.phantoms", tmp_path / "task", "--training", "2", "--test", "1"]
+    command = [sys.executable, "-m", "digar", "phantoms", tmp_path / "task", "--training", "2", "--test", "1"]
     subprocess.run(command, check=True, capture_output=True, cwd=Path(__file__).parents[2])
     dataset = json.loads((tmp_path / "task" / "dataset.json").read_text())
     assert (dataset["numTraining"], dataset["numTest"]) == (2, 1)

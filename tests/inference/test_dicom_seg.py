@@ -11,13 +11,15 @@ import nibabel as nib
 import numpy as np
 import pydicom
 import pytest
-from digar.inference.dicom_seg import Segments, main, make_dicom_seg
+from digar.cli.app import app
+from digar.inference.dicom_seg import Segments, make_dicom_seg, write_folder
 from digar.volumes.dicom import series_header
 from digar.volumes.header import VolumeError
 from pydicom.dataelem import RawDataElement
 from pydicom.dataset import Dataset
 from pydicom.tag import Tag
 from scipy.spatial import cKDTree
+from typer.testing import CliRunner
 
 from tests.dicom_files import LPS, write_multiframe, write_series
 from tests.inference.standins import make_evaluator
@@ -398,16 +400,16 @@ def test_a_segmentation_goes_with_its_mask_and_files_of_others_stay(tmp_path):
     assert not list(masks.glob("b_mask.*"))
 
 
-def test_masks_of_a_former_run_become_segmentations(tmp_path, capsys):
+def test_masks_of_a_former_run_become_segmentations(tmp_path):
     images, masks = make_images(tmp_path / "in"), tmp_path / "out"
     make_evaluator(images, masks).run()
-    with pytest.raises(SystemExit, match="3"):
-        main(["--images", str(images), "--masks", str(masks)])
+    result = CliRunner().invoke(app, ["dicom-seg", str(images), str(masks)])
+    assert result.exit_code == 3
     assert [file.relative_to(masks).as_posix() for file in sorted(masks.rglob("*.dcm"))] == [
         "b_mask.dcm",
         "ward/c_mask.dcm",
     ]
-    printed = capsys.readouterr().out.splitlines()
+    printed = result.stdout.splitlines()[-2:]
     assert "a: no DICOM SEG: its slices are tilted" in printed[0]
     assert printed[1] == "scout: no DICOM SEG: it has no mask: run the inference first"
     assert "b_mask.dcm" in (masks / "report.csv").read_text()
@@ -420,7 +422,7 @@ def test_a_folder_without_series_or_without_a_run_is_refused(tmp_path):
     (tmp_path / "masks").mkdir()
     nib.save(nib.Nifti1Image(MASK, AFFINE), tmp_path / "a.nii.gz")
     with pytest.raises(FileNotFoundError, match="holds no DICOM series"):
-        main(["--images", str(tmp_path), "--masks", str(tmp_path / "masks")])
+        write_folder(tmp_path, tmp_path / "masks")
     write_series(tmp_path / "s", IMAGE, AFFINE)
     with pytest.raises(FileNotFoundError, match="masks is no output folder of a folder inference"):
-        main(["--images", str(tmp_path), "--masks", str(tmp_path / "masks")])
+        write_folder(tmp_path, tmp_path / "masks")

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from digar import __version__
-from digar.cli.bundle import BundleRun, find_weights, read_settings
+from digar.cli.bundle import BundleRun, bundle_root, find_weights, read_settings
 from digar.cli.values import check_values
 
 app = typer.Typer(
@@ -149,7 +149,7 @@ def train(
     """
     if folds is not None and (folds != "all" or fold is not None):
         raise typer.BadParameter("takes 'all', and no --fold beside it", param_hint="--folds")
-    chosen = [fold] if folds is None else list(range(_number_of_folds(settings)))
+    chosen = [fold] if folds is None else _all_folds(data, task, pretrained, settings)
     for number in chosen:
         place = output / f"fold_{number}" if folds else output
         going_on = ("auto" if folds else True) if resume else None  # a fold may not have begun
@@ -164,8 +164,14 @@ def train(
         )  # fmt: skip
 
 
-def _number_of_folds(settings: Sequence[str] | None) -> int:
-    return round(1 / read_settings(settings or []).get("validation_share", 0.2))
+def _all_folds(data: Path, task: Path | None, pretrained: Path | None, settings: Sequence[str] | None) -> list[int]:
+    from digar.data.layouts import read_data
+    from digar.data.splits import fold_numbers
+    from digar.data.task import find_task
+
+    planned = find_task(task, [pretrained, bundle_root() / "models"])
+    share = read_settings(settings or []).get("validation_share", planned.training.validation_share)
+    return fold_numbers(read_data(data, labelled=True).labelled, share)
 
 
 def _weights(models: Sequence[str] | None) -> dict[str, Any]:
@@ -304,9 +310,17 @@ def dicom_seg(
 
     Example: digar dicom-seg DATA/series masks
     """
-    from digar.inference.dicom_seg import main as write
+    _say(f"writing DICOM SEG beside the masks in {masks}")
+    from digar.cli.command import SOME_FAILED
+    from digar.inference.dicom_seg import write_folder
 
-    write(["--images", str(images), "--masks", str(masks)])
+    failed = write_folder(images, masks)
+    _say(
+        "\n".join(f"{series}: {reason}" for series, reason in failed.items())
+        or f"done; the report: {masks / 'report.html'}"
+    )
+    if failed:
+        raise typer.Exit(SOME_FAILED)
 
 
 @app.command()
@@ -335,7 +349,3 @@ def main() -> None:
 
     sys.excepthook = explain_error
     typer.main.get_command(app)(prog_name="digar")
-
-
-if __name__ == "__main__":
-    main()

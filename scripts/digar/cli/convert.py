@@ -1,14 +1,9 @@
 """Convert a checkpoint of AR-SSL4M, or of AR-SSL4M-DEMO, to this bundle's names, and say what was done.
 
-python -m digar.cli.convert CHECKPOINT OUTPUT
-
 Fine-tuning takes published checkpoints directly too (``--pretrained CHECKPOINT``); the converted file is for looking
 at, for sharing, and for the commands that want a raw state dict under ``models/``.
 """
 
-import argparse
-import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 from digar.networks.weights import Weights, convert_published, is_published, read_checkpoint
@@ -80,21 +75,3 @@ def convert(checkpoint: str | Path, output: str | Path) -> list[str]:
         *notes,
         "the network they fit: " + "; ".join(f"{name} {value}" for name, value in ids.items()),
     ]
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0], prog="python -m digar.cli.convert")
-    parser.add_argument("checkpoint", help="AR-SSL4M's file, e.g. a pretraining checkpoint")
-    parser.add_argument("output", help="file to write, e.g. converted.pt")
-    options = parser.parse_args(arguments)
-    try:
-        lines = convert(options.checkpoint, options.output)
-    except (OSError, ValueError) as error:
-        print(f"ERROR {type(error).__name__}: {error}", file=sys.stderr)
-        return 1
-    print("\n".join(lines))
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

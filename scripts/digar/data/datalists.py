@@ -10,11 +10,11 @@ from monai.data import MetaTensor
 from tqdm import tqdm
 
 from digar.data.facts import CaseFacts, case_facts
-from digar.data.layouts import Case, read_data
+from digar.data.layouts import Case, DataSet, read_data
 from digar.data.layouts.layout import case_images
 from digar.data.layouts.msd import MsdTask
 from digar.data.splits import Split, by_patient, describe_patients, label_subset, split_cases
-from digar.data.task import unnamed
+from digar.data.task import label_name, unnamed
 from digar.volumes.checks import MEMORY_LEFT, WARNINGS, TooLargeError
 from digar.volumes.header import VolumeError
 from digar.volumes.memory import available_memory
@@ -38,7 +38,10 @@ def labelled_cases(dataset_dir: str | Path, patient_pattern: str | None = None) 
     Raises:
         FileNotFoundError, ValueError: see these functions.
     """
-    data = read_data(dataset_dir, labelled=True)
+    return _named_cases(read_data(dataset_dir, labelled=True), patient_pattern)
+
+
+def _named_cases(data: DataSet, patient_pattern: str | None) -> list[Case]:
     if data.unlabelled and data.layout == MsdTask.name:  # its list is of cases to train on
         images = ", ".join(case["image"] for case in data.unlabelled)
         raise ValueError(f"{data.place / 'dataset.json'} lists images without a label: {images}")
@@ -108,9 +111,10 @@ def labelled_split(
         FileNotFoundError: see :func:`labelled_cases`.
         ValueError: see these functions and :func:`check_labels`.
     """
-    check_labels(dataset_dir, labels, task_chosen)
-    cases = labelled_cases(dataset_dir, patient_pattern)
-    logger.info("%s; %s", read_data(dataset_dir, labelled=True).describe(), describe_patients(cases))
+    data = read_data(dataset_dir, labelled=True)
+    _check_labels(data.labels, dataset_dir, labels, task_chosen)
+    cases = _named_cases(data, patient_pattern)
+    logger.info("%s; %s", data.describe(), describe_patients(cases))
     test = ["test"] * any(case.get("part") == "test" for case in cases)
     parts = ("training", "validation", *test, "all")
     split = {part: split_cases(cases, validation_share, seed, part, fold) for part in parts}
@@ -128,7 +132,10 @@ def check_labels(dataset_dir: str | Path, labels: Mapping[int, str], chosen: boo
     Raises:
         ValueError: another number of labels, or names of the network for other values; tells both, and what to do.
     """
-    theirs = read_data(dataset_dir, labelled=True).labels
+    _check_labels(read_data(dataset_dir, labelled=True).labels, dataset_dir, labels, chosen)
+
+
+def _check_labels(theirs: Mapping[int, str], dataset_dir: str | Path, labels: Mapping[int, str], chosen: bool) -> None:
     remedy = f"write a task for these data (digar plan {dataset_dir} -o task.yaml) and pass --task task.yaml"
     if not labels:
         raise ValueError(f"the task of this run names no labels: {remedy}")
@@ -157,9 +164,10 @@ def label_names(dataset_dir: str | Path, labels: Mapping[int, str]) -> list[str]
     Raises:
         ValueError: see :func:`check_labels`.
     """
-    check_labels(dataset_dir, labels)
-    names = {**labels, **read_data(dataset_dir, labelled=True).labels}
-    return [names.get(value, unnamed(value)) for value in range(1, max(names) + 1)]
+    theirs = read_data(dataset_dir, labelled=True).labels
+    _check_labels(theirs, dataset_dir, labels, chosen=True)
+    names = {**labels, **theirs}
+    return [label_name(names, value) for value in range(1, max(names) + 1)]
 
 
 def check_cases(cases: Sequence[Case], load: Callable[[Case], Mapping[Any, Any]]) -> list[CaseFacts]:

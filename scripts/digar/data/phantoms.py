@@ -7,13 +7,10 @@ The ``ellipsoid`` has the twins' intensity too, so no threshold singles the pair
 
 Organs are implicit shapes in world space (mm). Each study samples them on a grid of its own (spacing, size, axis order,
 flips, some oblique), so the affine alone says where a voxel lies.
-
-    python -m digar.data.phantoms FOLDER --training 24 --test 6 --seed 0
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -266,17 +263,3 @@ def write_volume(path: Path, data: np.ndarray, affine: np.ndarray) -> None:
     volume.set_sform(affine, code="scanner")  # with both forms set and equal, every reader sees the same world
     volume.set_qform(affine, code="scanner")
     nib.save(volume, path)
-
-
-def _main() -> None:
-    parser = argparse.ArgumentParser(description="Write seeded phantom studies in Decathlon task layout.")
-    parser.add_argument("folder", type=Path, help="where to write; refused where it already holds a dataset.json")
-    parser.add_argument("--training", type=int, default=24, help="number of training studies (default: %(default)s)")
-    parser.add_argument("--test", type=int, default=6, help="number of unseen studies (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the whole series (default: %(default)s)")
-    options = parser.parse_args()
-    print(write_phantoms(options.folder, options.training, options.test, options.seed))
-
-
-if __name__ == "__main__":
-    _main()

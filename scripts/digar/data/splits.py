@@ -128,6 +128,20 @@ def split_cases(cases: Sequence[Case], validation_share: float, seed: int, part:
     return [case for case, own in zip(cases, parts, strict=True) if own == part]
 
 
+def fold_numbers(cases: Sequence[Case], validation_share: float) -> list[int]:
+    """The folds of a cross-validation: those that the data come with, else as many as the share makes.
+
+    Raises:
+        ValueError: the data come with one split of their own, or the share holds nothing out.
+    """
+    if any(case.get("part") for case in cases):
+        raise ValueError("the data come with a training and a validation part, not with folds: train without --folds")
+    own = {case["fold"] for case in cases if case.get("fold") is not None}
+    if not own and not 0 < validation_share < 1:
+        raise ValueError(f"validation_share {validation_share} makes no folds: set one such as 0.2")
+    return sorted(own) or list(range(int(1 / validation_share + 1e-9)))
+
+
 def draw_patients(patients: Sequence[str], validation_share: float, seed: int, fold: int) -> set[str]:
     """The patients that are held out; see :func:`split_cases`."""
     if fold < 0 or (fold and not 0 < (fold + 1) * validation_share < 1 + 1e-9):

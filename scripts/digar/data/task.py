@@ -462,6 +462,7 @@ def unnamed(label: int) -> str:
 
 
 def label_name(labels: Mapping[int, str], label: int) -> str:
+    """The name of a label value, or what stands for it where it has none."""
     return labels.get(label, unnamed(label))
 
 

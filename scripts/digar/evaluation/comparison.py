@@ -8,7 +8,7 @@ import numpy as np
 from tqdm import tqdm
 
 from digar.data.datalists import image_files
-from digar.data.task import unnamed
+from digar.data.task import label_name
 from digar.evaluation.segmentation import score_case
 from digar.evaluation.tables import MEAN, case_means, summary_lines, write_scores
 from digar.volumes.checks import read_label
@@ -83,8 +83,8 @@ def compare(
     pairs = find_masks(masks, labels, postfix)
     if names is None:
         highest = max(int(volume.max()) for files in pairs.values() for volume in load_pair(*files)[:2])
-        names = {value: unnamed(value) for value in range(1, highest + 1)}
-    listed = [names.get(value, unnamed(value)) for value in range(1, max(names, default=0) + 1)]
+        names = {value: label_name({}, value) for value in range(1, highest + 1)}
+    listed = [label_name(names, value) for value in range(1, max(names, default=0) + 1)]
     scores = []
     for case, files in tqdm(pairs.items(), desc="scoring", leave=False):
         prediction, truth, affine = load_pair(*files)

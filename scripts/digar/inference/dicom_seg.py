@@ -1,18 +1,14 @@
 """Masks as DICOM SEG: a NIfTI mask in the grid of a DICOM series becomes a segmentation that refers to its slices.
 
-The folder inference writes it with ``--dicom_seg true``. For the masks of a former run:
-
-    python -m digar.inference.dicom_seg --images DATA/images --masks OUT
+The folder inference writes it with ``--dicom_seg true``; for the masks of an earlier run there is ``digar dicom-seg``.
 
 Needs requirements-dicom.txt.
 """
 
-import argparse
 import contextlib
 import logging
 import os
 import re
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -325,19 +321,3 @@ def write_folder(images: Path, masks: Path) -> dict[str, str]:
                 failed[case["name"]] = words[0]
         write_reports(journal, run)
     return failed
-
-
-def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description="Write the masks of DICOM series as DICOM SEG.")
-    parser.add_argument("--images", required=True, type=Path, help="dataset_dir of the inference")
-    parser.add_argument("--masks", required=True, type=Path, help="output_dir of the inference")
-    arguments = parser.parse_args(argv)
-    failed = write_folder(arguments.images, arguments.masks)
-    for name, reason in failed.items():
-        print(f"{name}: {reason}")
-    if failed:
-        sys.exit(3)  # as a folder inference with failed images
-
-
-if __name__ == "__main__":
-    main()

@@ -9,7 +9,7 @@ from monai.data import MetaTensor
 from monai.transforms import MapTransform
 from scipy import ndimage
 
-from digar.data.task import Codes, Task, unnamed
+from digar.data.task import Codes, Task, label_name
 
 
 class LargestComponentd(MapTransform):
@@ -98,7 +98,7 @@ def written_labels(task: Task, mapping: Mapping[int | str, int]) -> dict[int, st
     values = {int(label): int(value) for label, value in mapping.items()}
     written: dict[int, str] = {}
     for label in range(1, task.num_classes):
-        value, name = values.get(label, label), task.labels.get(label, unnamed(label))
+        value, name = values.get(label, label), label_name(task.labels, label)
         written[value] = f"{written[value]} + {name}" if value in written else name
     return {value: name for value, name in sorted(written.items()) if value}
 
