@@ -96,6 +96,13 @@ def test_unetr_takes_its_skips_after_the_published_shares_of_the_depth(num_layer
     assert [layer + 1 for layer in head.skip_layers] == after
 
 
+def test_unetr_keeps_the_levels_that_a_small_patch_does_not_need_at_the_resolution_of_the_tokens():
+    head = UnetrHead(HeadSizes(1, 2, 24, 4, (8, 8, 2), 4))
+    merges = (head.decoder5, head.decoder4, head.decoder3, head.decoder2)
+    strides = [merge.transp_conv.conv.stride for merge in merges]
+    assert strides == [(1, 1, 1), (2, 2, 2), (2, 2, 1), (2, 2, 1)]
+
+
 def test_unetr_reads_its_three_skip_layers_the_last_one_and_the_image():
     head = UnetrHead(HeadSizes(1, 2, 24, 12, (4, 4, 4), 4))
     maps = [torch.randn(1, 24, 2, 2, 2, requires_grad=True) for _ in range(12)]

@@ -8,7 +8,9 @@ from monai.networks.blocks.dynunet_block import get_conv_layer
 from torch import Tensor, nn
 
 from digar.networks.heads.head import HeadSizes
-from digar.networks.heads.strides import Stride, stage_strides
+from digar.networks.heads.strides import Stride, doublings, stage_strides
+
+LEVELS = 4
 
 
 def _upsample(in_channels: int, out_channels: int, stride: Stride) -> nn.Module:
@@ -64,7 +66,9 @@ class UnetrHead(nn.Module):
         if depth < 4:
             raise ValueError(f"the UNETR head takes four skips and so at least 4 layers; the backbone has {depth}")
         self.skip_layers = [round(depth * part) - 1 for part in (1 / 3, 7 / 12, 5 / 6)]
-        fine, half, quarter, eighth = stage_strides(sizes.patch_size, 4)
+        stages = min(max(doublings(sizes.patch_size)), LEVELS)
+        # the levels that a small patch leaves over are those of the tokens: at full resolution they cost the most
+        fine, half, quarter, eighth = stage_strides(sizes.patch_size, stages) + [(1, 1, 1)] * (LEVELS - stages)
         hidden_size, size = sizes.hidden_size, sizes.feature_size
         self.encoder1 = UnetrBasicBlock(
             3, sizes.in_channels, size, kernel_size=3, stride=1, norm_name="instance", res_block=True
