@@ -9,7 +9,17 @@ from digar.networks import SegmentationNetwork
 from digar.networks.patches import from_patches, to_patches
 from digar.networks.weights import convert_published
 
-from benchmarks import attention, export, gpu_check, masked, pretrain_data, pretrain_step, resolution, scaling
+from benchmarks import (
+    attention,
+    busy_threads,
+    export,
+    gpu_check,
+    masked,
+    pretrain_data,
+    pretrain_step,
+    resolution,
+    scaling,
+)
 
 STEPS = ["published-float32", "vit-bf16", "none-float32", "none-bf16", "none-bf16-all"]
 SMALL = pretrain_step.Setting(size="tiny", image=32, patch=8, batch=2, device="cpu")
@@ -247,3 +257,11 @@ def test_a_section_that_fails_is_told_and_the_others_go_on(tmp_path: Path, monke
     sections = json.loads((tmp_path / "check.json").read_text())["sections"]
     assert sections["step"] == {"failed": "RuntimeError: the card is gone"}
     assert sections["data"]["rows"] == [{"way": "cache"}]
+
+
+def test_each_way_of_waiting_is_timed_alone_and_beside_others(capsys, monkeypatch):
+    monkeypatch.setattr(busy_threads, "WAYS", {"one thread": (1, "0")})
+    busy_threads.main(["--steps", "1", "--others", "0"])
+    rows = [line.split("|")[1:-1] for line in capsys.readouterr().out.splitlines()[2:]]
+    assert [row[0].strip() for row in rows] == ["one thread"]
+    assert all(float(seconds) > 0 for row in rows for seconds in row[1:])

@@ -1,6 +1,7 @@
 """The ``digar`` command: what each sub-command runs, and what it says."""
 
 import json
+import os
 import shlex
 import subprocess
 import sys
@@ -36,6 +37,16 @@ def test_every_command_has_help_with_an_example(command: str) -> None:
     result = CliRunner().invoke(app, [command, "--help"])
     assert result.exit_code == 0
     assert f"Example: digar {command}" in result.output
+
+
+@pytest.mark.parametrize(("own", "used"), [(None, "1000"), ("7", "7")])
+def test_threads_that_wait_sleep_soon_unless_told_otherwise(own: str | None, used: str) -> None:
+    given = {key: value for key, value in os.environ.items() if key != "GOMP_SPINCOUNT"}
+    given |= {} if own is None else {"GOMP_SPINCOUNT": own}
+    script = "import os, sys; sys.argv = ['digar', '--version']; from digar.cli.app import main\ntry: main()\n"
+    script += "except SystemExit: print(os.environ['GOMP_SPINCOUNT'], 'torch' in sys.modules)"
+    printed = subprocess.run([sys.executable, "-c", script], env=given, capture_output=True, text=True, check=True)
+    assert printed.stdout.split()[-2:] == [used, "False"]
 
 
 def test_a_mistyped_command_is_refused_with_the_nearest() -> None:

@@ -3,6 +3,7 @@
 Heavy imports wait until a command is chosen, so that help comes at once.
 """
 
+import os
 import sys
 import time
 from collections.abc import Sequence
@@ -14,6 +15,8 @@ import typer
 from digar import __version__
 from digar.cli.bundle import BundleRun, bundle_root, find_weights, read_settings
 from digar.cli.values import check_values
+
+SPIN_COUNT = "1000"  # of OpenMP threads that wait for each other, before they sleep: docs/scaling.md
 
 app = typer.Typer(
     name="digar",
@@ -345,6 +348,7 @@ def serve(
 
 def main() -> None:
     """Run the command; an error is one line."""
+    os.environ.setdefault("GOMP_SPINCOUNT", SPIN_COUNT)  # read when PyTorch is imported
     from digar.cli.failure import explain_error
 
     sys.excepthook = explain_error
