@@ -29,6 +29,7 @@ OPTIONAL = {  # modules that only these need
     "scripts/digar/cli/serve.py": "apps/digar/requirements-no-deps.txt",
     "scripts/digar/inference/dicom_seg.py": "requirements-dicom.txt",
     "scripts/digar/networks/exported.py": "requirements-export.txt",
+    "scripts/digar/networks/exporting.py": "requirements-export.txt",
 }
 
 

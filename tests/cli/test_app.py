@@ -17,8 +17,8 @@ from typer.testing import CliRunner
 
 from tests.conftest import ROOT
 
-COMMANDS = ["plan", "pretrain", "train", "evaluate", "predict", "report", "embed", "compare", "convert", "phantoms",
-            "dicom-seg", "serve"]  # fmt: skip
+COMMANDS = ["plan", "pretrain", "train", "evaluate", "predict", "report", "embed", "compare", "convert", "export",
+            "phantoms", "dicom-seg", "serve"]  # fmt: skip
 
 
 def line(*words: str) -> list[str]:

@@ -7,6 +7,7 @@ import os
 import sys
 import time
 from collections.abc import Sequence
+from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,6 +18,16 @@ from digar.cli.bundle import BundleRun, bundle_root, find_weights, read_settings
 from digar.cli.values import check_values
 
 SPIN_COUNT = "1000"  # of OpenMP threads that wait for each other, before they sleep: docs/scaling.md
+
+
+class ExportFormat(Enum):
+    """Formats of exported networks."""
+
+    torchscript = "torchscript"
+    onnx = "onnx"
+
+
+ENDINGS = {ExportFormat.torchscript: ".ts", ExportFormat.onnx: ".onnx"}
 
 app = typer.Typer(
     name="digar",
@@ -183,6 +194,11 @@ def _weights(models: Sequence[str] | None) -> dict[str, Any]:
     return {"weights_file": files[0]} | ({"ensemble": files[1:]} if files[1:] else {})
 
 
+def _exported(ids: dict[str, Any]) -> list[str]:
+    """The overlay by which a workflow takes an exported file in the network's place."""
+    return ["exported.json"] * ids["weights_file"].endswith(tuple(ENDINGS.values()))
+
+
 @app.command()
 def evaluate(
     data: Data, output: Output, model: Models = None,
@@ -195,8 +211,8 @@ def evaluate(
     """
     ids = _ids(settings, dataset_dir=data, output_dir=output, part=part, **_weights(model))
     _run(
-        f"evaluating on the {part} cases of {data}", BundleRun(["train.json", "evaluate.json"], "run", ids),
-        show_command,
+        f"evaluating on the {part} cases of {data}",
+        BundleRun(["train.json", "evaluate.json", *_exported(ids)], "run", ids), show_command,
         {"scores": output / "summary.csv", "cases": output / "cases.csv", "pictures": output / "worst.png"},
     )  # fmt: skip
 
@@ -216,7 +232,7 @@ def predict(
     """
     ids = _ids(settings, dataset_dir=images, output_dir=output, dicom_seg=dicom_seg or None, **_weights(model))
     _run(
-        f"segmenting {images}", BundleRun(["inference.json"], "run", ids), show_command,
+        f"segmenting {images}", BundleRun(["inference.json", *_exported(ids)], "run", ids), show_command,
         {"masks": output, "report": output / "report.html", "volumes": output / "volumes.csv"},
     )  # fmt: skip
 
@@ -286,6 +302,27 @@ def convert(
     from digar.cli.convert import convert as convert_checkpoint
 
     _say("\n".join(convert_checkpoint(checkpoint, output)))
+
+
+@app.command()
+def export(
+    model: Annotated[str, typer.Argument(help="A shipped model's name, a model's folder, or a file of weights.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="A folder for the file.", show_default=False)],
+    to: Annotated[ExportFormat, typer.Option("--to", help="Format of the file.")] = ExportFormat.torchscript,
+    settings: Settings = None,
+    show_command: ShowCommand = False,
+) -> None:
+    """Write a model as one file for other programs: TorchScript or ONNX, with its task inside.
+
+    Example: digar export hippocampus --to onnx -o exported
+    """
+    file = output / f"model{ENDINGS[to]}"
+    ids = _ids(settings, weights_file=find_weights(model), exported_file=file)
+    _run(
+        f"exporting {model} to {to.value}; it will take crops of the task's size, in batches of any size",
+        BundleRun(["inference.json", "export.json"], "export", ids), show_command, {"network": file},
+        f"digar predict IMAGES -m {file} -o OUT",
+    )  # fmt: skip
 
 
 @app.command()
