@@ -19,21 +19,29 @@ PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1)  # of the squared weights; chosen on the tu
 
 
 @torch.inference_mode()
-def layer_means(backbone: Backbone, scan: Tensor) -> np.ndarray:
-    """Each layer's mean patch token ``(layers, hidden)`` over the windows of a scan ``(C, X, Y, Z)``."""
+def layer_means(backbone: Backbone, scan: Tensor, normalise: bool) -> np.ndarray:
+    """Each layer's mean patch token ``(layers, hidden)`` over the windows of a scan ``(C, X, Y, Z)``.
+
+    ``normalise``: every token to mean 0 and deviation 1 first, as the last layer's are. Without, the patch embedding
+    outweighs all that the blocks add to it.
+    """
     reader = CropReader(backbone.image_size)
     windows = [torch.as_tensor(reader.read(scan, w)) for w in sample_windows(scan, backbone.image_size)]
     hidden = backbone(torch.stack(windows))
+    if normalise:
+        hidden = [F.layer_norm(tokens, tokens.shape[-1:]) for tokens in hidden]
     return np.stack([backbone.patches_only(tokens).mean(dim=(0, 1)).float().numpy() for tokens in hidden])
 
 
-def features(backbone: Backbone, files: Sequence[str], spacing: Sequence[float], cache: Path) -> np.ndarray:
+def features(
+    backbone: Backbone, files: Sequence[str], spacing: Sequence[float], cache: Path, normalise: bool
+) -> np.ndarray:
     """The features of volumes ``(volumes, layers, hidden)``, computed once and kept in ``cache``, an ``.npy`` file."""
     if cache.is_file():
         return np.load(cache)
     backbone.eval()
     reader = CheckedReader(backbone.in_channels, spacing)
-    found = np.stack([layer_means(backbone, resampled(file, reader).as_tensor()) for file in files])
+    found = np.stack([layer_means(backbone, resampled(file, reader).as_tensor(), normalise) for file in files])
     with whole_file(cache) as temporary, temporary.open("wb") as stream:
         np.save(stream, found)
     return found

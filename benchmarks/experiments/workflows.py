@@ -191,7 +191,8 @@ def probe_features(protocol: Protocol, job: Job, cases: Sequence[Case], state: P
     weights = state / Job("pretraining", arm.pretrained).name / "pretrained.pt" if arm.pretrained else None
     load_pretrained(network, weights)
     cache = state / "features" / f"{slug(job.arm)}_seed{job.seed}.npy"
-    found = features(network.backbone, [case.files["image"] for case in cases], ids["spacing"], cache)
+    images = [case.files["image"] for case in cases]
+    found = features(network.backbone, images, ids["spacing"], cache, ids.get("normalise_tokens", False))
     groups = sorted({case.group for case in cases})
     classes = [groups.index(case.group) for case in cases]
     learn, tune, scored = (
