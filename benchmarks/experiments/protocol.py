@@ -127,6 +127,7 @@ class Protocol:
         tuned_with: labelled patients of the tuning.
         pretraining, arms, runs: by name; the stages of ``runs`` in the order in which they are worked on.
         main: the main comparisons, corrected together.
+        normalise_tokens: of ``features``: every token is normalised before the mean.
         identity_test: score every run again with the transformer's blocks replaced by the identity.
         twins: pairs of label values that only their place tells apart: the share of their voxels given the twin's label
             is scored too.
@@ -156,6 +157,7 @@ class Protocol:
     pretraining: dict[str, Pretraining] = field(default_factory=dict)
     table: str | None = None
     identity_test: bool = False
+    normalise_tokens: bool = False
     twins: list[tuple[int, int]] = field(default_factory=list)
 
     def __post_init__(self) -> None:

@@ -192,7 +192,7 @@ def probe_features(protocol: Protocol, job: Job, cases: Sequence[Case], state: P
     load_pretrained(network, weights)
     cache = state / "features" / f"{slug(job.arm)}_seed{job.seed}.npy"
     images = [case.files["image"] for case in cases]
-    found = features(network.backbone, images, ids["spacing"], cache, ids.get("normalise_tokens", False))
+    found = features(network.backbone, images, ids["spacing"], cache, protocol.normalise_tokens)
     groups = sorted({case.group for case in cases})
     classes = [groups.index(case.group) for case in cases]
     learn, tune, scored = (
