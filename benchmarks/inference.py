@@ -202,7 +202,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         if arguments.images is not None:
             files = sorted(file for file in arguments.images.glob("*.nii*") if not file.name.startswith("._"))
             if not files:
-                sys.exit(f"{arguments.images} holds no NIfTI file")
+                sys.exit(f"{arguments.images} contains no NIfTI file")
             (work / "small").mkdir()
             for number, file in zip(range(arguments.count), itertools.cycle(files), strict=False):
                 suffix = ".nii.gz" if file.name.endswith(".gz") else ".nii"

@@ -123,5 +123,5 @@ def test_a_class_that_does_not_occur_in_a_part_is_refused():
     both, one = [{"label": 0}, {"label": 1}], [{"label": 0}, {"label": 0}]
     check_classes(both, [], CLASSES)
     for part, cases in (("training", (one, both)), ("validation", (both, one))):
-        with pytest.raises(ValueError, match=f"the 2 {part} cases hold no volume of class right"):
+        with pytest.raises(ValueError, match=f"the 2 {part} cases contain no volume of class right"):
             check_classes(*cases, CLASSES)

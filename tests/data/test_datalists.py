@@ -170,7 +170,7 @@ def test_a_scan_that_a_task_lists_and_lacks_is_named(listed):
 @pytest.mark.parametrize("read", [scans, image_files])
 def test_a_folder_without_images_is_named_with_the_endings_searched(read, tmp_path):
     touch(tmp_path / "._x.nii.gz", tmp_path / "report.txt")
-    with pytest.raises(FileNotFoundError, match=rf"{tmp_path} holds no (image|volume) \(.*DICOM series\)"):
+    with pytest.raises(FileNotFoundError, match=rf"{tmp_path} contains no (image|volume) \(.*DICOM series\)"):
         read(tmp_path)
 
 

@@ -44,7 +44,7 @@ def test_rows_with_a_centre_give_it(tmp_path):
         (["patient,file,type,x,y,z", "P,a,1,2,3"], "lesions.csv, line 2"),
         (["patient,file,type,x,y,z", "P,a,1,2,3,nan"], "line 2: a position is not finite"),
         (["patient,file,type,x,y,z", "P,,1,2,3,4"], "line 2: patient, file or type is empty"),
-        (["patient,file,type,x,y,z", "P,a,-1,2,3,4"], "holds no lesion of a known type"),
+        (["patient,file,type,x,y,z", "P,a,-1,2,3,4"], "contains no lesion of a known type"),
     ],
 )
 def test_a_table_that_does_not_fit_is_refused_with_column_or_line(lines, message, tmp_path):

@@ -208,7 +208,7 @@ def test_a_class_that_never_occurs_and_empty_labels_are_told(tmp_path):
     nib.save(nib.Nifti1Image(np.zeros((20, 24, 8), np.uint8), AFFINE), task / "labelsTr/case_1.nii.gz")
     lines = plan(task, tmp_path / "task.yaml").lines
     assert "WARNING: label 3 (cyst) occurs in no case: it cannot be learned" in lines
-    assert "WARNING: 1 of 3 cases hold no label at all" in lines
+    assert "WARNING: 1 of 3 cases contain no label at all" in lines
     assert "# WARNING: label 3 (cyst)" in (tmp_path / "task.yaml").read_text()
 
 

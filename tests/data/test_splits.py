@@ -44,7 +44,9 @@ def test_a_pattern_names_the_patient() -> None:
     assert [case["patient"] for case in by_patient(cases, r"/([A-Z]{2}\d+)_")] == ["AB12", "AB12"]
 
 
-@pytest.mark.parametrize(("pattern", "words"), [("(", "is no regular expression"), (r"\d{9}", "does not match a.nii")])
+@pytest.mark.parametrize(
+    ("pattern", "words"), [("(", "is not a regular expression"), (r"\d{9}", "does not match a.nii")]
+)
 def test_a_pattern_that_names_nobody_is_refused(pattern: str, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         by_patient([{"image": "a.nii"}], pattern)

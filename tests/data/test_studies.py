@@ -58,5 +58,7 @@ def test_a_study_without_a_modality_is_left_out_with_a_word(tmp_path, caplog):
 
 def test_a_folder_without_a_complete_study_is_refused(tmp_path):
     touch_study(tmp_path / "part", ("t1n", "t2w", "t2f"))
-    with pytest.raises(ValueError, match=r"holds no folder with a file each for t1n, t1c, t2w, t2f \(1 incomplete\)"):
+    with pytest.raises(
+        ValueError, match=r"contains no folder with a file each for t1n, t1c, t2w, t2f \(1 incomplete\)"
+    ):
         study_cases(tmp_path, MODALITIES)

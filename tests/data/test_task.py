@@ -104,11 +104,11 @@ def test_the_outputs_are_the_background_and_every_value_up_to_the_greatest():
         ({"channels": "CT"}, "channels: 'CT' must be a list"),
         ({"intensity": "window"}, r"intensity: 'window' must be percentiles, or a window: \[low, high\]"),
         ({"intensity": [300, -100]}, "intensity: .*the first below the second"),
-        ({"network": {"heads": 3}}, "network.heads is no key of a task; there are size, attention"),
+        ({"network": {"heads": 3}}, "network.heads is not a key of a task; the keys are size, attention"),
         ({"network": {"size": {"num_layers": 0}}}, "network.size: .* must be a whole number above 0"),
         ({"training": {"validation_share": 2}}, "training.validation_share: 2 must be a share"),
         ({"trained_with": {"flips": [0]}}, "trained_with.images is missing"),
-        ({"spacings": 1}, "spacings is no key of a task"),
+        ({"spacings": 1}, "spacings is not a key of a task"),
         ({"classes": ["a"]}, "labels and classes cannot both be given"),
     ],
 )
@@ -152,7 +152,7 @@ def test_a_model_is_its_folder_or_its_weights(tmp_path):
 
 
 def test_a_folder_with_other_weights_alone_is_their_model(tmp_path):
-    with pytest.raises(FileNotFoundError, match="holds no weights"):
+    with pytest.raises(FileNotFoundError, match="contains no weights"):
         model_file(tmp_path)
     (tmp_path / "pretrained.pt").touch()
     assert model_file(tmp_path) == tmp_path / "pretrained.pt"

@@ -171,7 +171,7 @@ def test_files_that_macos_leaves_beside_labels_are_ignored(tmp_path, no_page):
 
 def test_a_folder_without_labels_is_named(tmp_path):
     (tmp_path / "labels").mkdir()
-    with pytest.raises(FileNotFoundError, match=f"{tmp_path}/labels holds no image"):
+    with pytest.raises(FileNotFoundError, match=f"{tmp_path}/labels contains no image"):
         compare_folder(tmp_path)
 
 

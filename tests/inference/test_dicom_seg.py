@@ -421,8 +421,8 @@ def test_masks_of_a_former_run_become_segmentations(tmp_path):
 def test_a_folder_without_series_or_without_a_run_is_refused(tmp_path):
     (tmp_path / "masks").mkdir()
     nib.save(nib.Nifti1Image(MASK, AFFINE), tmp_path / "a.nii.gz")
-    with pytest.raises(FileNotFoundError, match="holds no DICOM series"):
+    with pytest.raises(FileNotFoundError, match="contains no DICOM series"):
         write_folder(tmp_path, tmp_path / "masks")
     write_series(tmp_path / "s", IMAGE, AFFINE)
-    with pytest.raises(FileNotFoundError, match="masks is no output folder of a folder inference"):
+    with pytest.raises(FileNotFoundError, match="masks is not the output folder of a folder inference"):
         write_folder(tmp_path, tmp_path / "masks")

@@ -198,7 +198,7 @@ def test_the_output_folder_is_left_out_of_the_search(tmp_path):
 
 def test_an_empty_or_missing_folder_is_named(tmp_path):
     touch(tmp_path / "notes.md")
-    with pytest.raises(FileNotFoundError, match=f"dataset_dir {tmp_path} holds no volume"):
+    with pytest.raises(FileNotFoundError, match=f"dataset_dir {tmp_path} contains no volume"):
         find_cases(tmp_path, tmp_path / "out")
     with pytest.raises(FileNotFoundError, match="absent does not exist: pass --dataset_dir"):
         find_cases(tmp_path / "absent", tmp_path / "out")

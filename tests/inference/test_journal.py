@@ -96,7 +96,7 @@ def test_lines_of_versions_with_other_fields_are_read(tmp_path):
 @pytest.mark.parametrize("content", ['{"diary": "of the user"}\n', "text\n", "{}\n"])
 def test_a_file_in_a_journals_place_that_is_none_is_refused_and_left_as_it_is(content, tmp_path):
     (tmp_path / "journal.jsonl").write_text(content)
-    with pytest.raises(FileExistsError, match="journal.jsonl is no journal of this program: move it away"):
+    with pytest.raises(FileExistsError, match="journal.jsonl is not a journal of this program: move it away"):
         Journal(tmp_path, 0)
     assert (tmp_path / "journal.jsonl").read_text() == content
 

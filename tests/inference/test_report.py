@@ -103,5 +103,5 @@ def test_names_of_any_kind_are_text_in_every_report(tmp_path):
 
 
 def test_a_folder_without_a_journal_is_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match=f"{tmp_path} is no output folder of a folder inference"):
+    with pytest.raises(FileNotFoundError, match=f"{tmp_path} is not the output folder of a folder inference"):
         merge_reports(tmp_path)

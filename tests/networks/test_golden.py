@@ -96,7 +96,7 @@ def cases(wanted: str) -> list:
 def test_the_golden_folder_is_not_empty() -> None:
     if FOLDER is None:
         pytest.skip("DIGAR_GOLDEN is unset: name the folder of golden .npz files to run these tests")
-    assert FILES, f"DIGAR_GOLDEN names {FOLDER}, which holds no .npz file"
+    assert FILES, f"DIGAR_GOLDEN names {FOLDER}, which contains no .npz file"
     assert sum(len(cases(k)) for k in ("pretraining", "encoder", "unetr")) == len(FILES)
 
 

@@ -258,7 +258,7 @@ def test_no_file_is_refused_with_its_path(tmp_path):
     path = tmp_path / "none.pt"
     with pytest.raises(FileNotFoundError, match=r"no weights at .*none\.pt"):
         read_checkpoint(path)
-    with pytest.raises(FileNotFoundError, match="holds no weights"):
+    with pytest.raises(FileNotFoundError, match="contains no weights"):
         read_checkpoint(tmp_path)
 
 
@@ -523,7 +523,7 @@ def test_a_backbone_that_does_not_fit_is_refused_and_the_network_stays_as_it_was
 
 
 def test_a_checkpoint_without_a_backbone_is_refused_with_what_it_holds(tmp_path):
-    with pytest.raises(ValueError, match="holds no backbone: its weights begin with weight, bias"):
+    with pytest.raises(ValueError, match="contains no backbone: its weights begin with weight, bias"):
         load_pretrained(segmentation(), saved(nn.Linear(1, 1).state_dict(), tmp_path))
 
 

@@ -58,7 +58,7 @@ def test_the_mirrored_axes_are_those_of_the_augmentations(transforms, axes):
 def test_what_cannot_be_learned_from_the_labels_is_said_before_the_first_step(caplog):
     trained_task(TASK, [FACTS[0]._replace(labels=[1]), FACTS[1]])
     assert "label 2 (core) occurs in no case: it cannot be learned" in caplog.text
-    assert "1 of 2 cases hold no label at all" in caplog.text
+    assert "1 of 2 cases contain no label at all" in caplog.text
     trained_task(TASK, FACTS)
     assert "every label is background alone: nothing can be learned from them" in caplog.text
 

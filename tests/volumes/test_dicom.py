@@ -153,7 +153,7 @@ def test_what_holds_no_image_is_left_out_and_said(tmp_path, caplog):
     with caplog.at_level("INFO"):
         assert find_volumes(tmp_path) == [str(tmp_path / "s")]
     assert_read_as(tmp_path / "s")
-    assert "Segmentation Storage is no image and left out" in caplog.text
+    assert "Segmentation Storage is not an image and is left out" in caplog.text
 
 
 def test_files_without_ending_and_without_preamble_are_found(tmp_path):

@@ -162,7 +162,7 @@ def train(
     Example: digar train DATA/Task91_ACDC -o cardiac --task cardiac.yaml
     """
     if folds is not None and (folds != "all" or fold is not None):
-        raise typer.BadParameter("takes 'all', and no --fold beside it", param_hint="--folds")
+        raise typer.BadParameter("takes 'all', and cannot be combined with --fold", param_hint="--folds")
     chosen = [fold] if folds is None else _all_folds(data, task, pretrained, settings)
     for number in chosen:
         place = output / f"fold_{number}" if folds else output
@@ -327,7 +327,7 @@ def export(
 
 @app.command()
 def phantoms(
-    folder: Annotated[Path, typer.Argument(help="Where to write; must hold no task.")],
+    folder: Annotated[Path, typer.Argument(help="Where to write; must not contain a task already.")],
     training: Annotated[int, typer.Option(help="Labelled studies.")] = 24,
     test: Annotated[int, typer.Option(help="Unseen studies.")] = 6,
     seed: Annotated[int, typer.Option(help="Of the whole series.")] = 0,

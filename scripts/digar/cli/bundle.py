@@ -100,7 +100,7 @@ def read_settings(settings: Sequence[str]) -> dict[str, Any]:
     """``--set id=value`` as ids and values; a value is YAML.
 
     Raises:
-        ValueError: a setting without ``=``, or a value that is no YAML.
+        ValueError: a setting without ``=``, or a value that is not YAML.
     """
     ids: dict[str, Any] = {}
     for setting in settings:
@@ -110,5 +110,5 @@ def read_settings(settings: Sequence[str]) -> dict[str, Any]:
         try:
             ids[name] = yaml.safe_load(value)
         except yaml.YAMLError as error:
-            raise ValueError(f"--set {setting}: the value is no YAML ({error})") from None
+            raise ValueError(f"--set {setting}: the value is not YAML ({error})") from None
     return ids

@@ -58,7 +58,7 @@ def convert(checkpoint: str | Path, output: str | Path) -> list[str]:
     weights = read_checkpoint(checkpoint)
     if not is_published(weights):
         raise ValueError(
-            f"{checkpoint} holds no weights of AR-SSL4M or of AR-SSL4M-DEMO: their layers are named "
+            f"{checkpoint} contains no weights of AR-SSL4M or of AR-SSL4M-DEMO: their layers are named "
             f"self_attn.q_proj, this file begins with {', '.join(list(weights)[:3])}"
         )
     if Path(output).exists():

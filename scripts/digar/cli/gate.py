@@ -257,7 +257,7 @@ def check_address(path: str, query: str) -> None:
         return
     for part in parts:
         if part and not is_plain_name(part):
-            raise RefusedError(400, f"{part[:100]!r} in the address is no name")
+            raise RefusedError(400, f"{part[:100]!r} in the address is not a name")
     for name, value in parse_qsl(query, keep_blank_values=True):
         if value and not is_plain_name(value):
             raise RefusedError(400, f"{name[:50]} must be a name without slashes, it is {value[:100]!r}")

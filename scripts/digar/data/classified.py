@@ -143,7 +143,7 @@ def check_classes(training: Sequence[Case], validation: Sequence[Case], classes:
         absent = [name for index, name in enumerate(classes) if all(case["label"] != index for case in cases)]
         if absent:
             raise ValueError(
-                f"the {len(cases)} {part} cases hold no volume of class {', '.join(absent)}: add some, raise "
+                f"the {len(cases)} {part} cases contain no volume of class {', '.join(absent)}: add some, raise "
                 "validation_share or label_ratio, or leave the class out"
             )
 

@@ -81,7 +81,7 @@ def image_files(folder: str | Path) -> list[Path]:
         raise FileNotFoundError(f"{folder} is not a folder")
     found = find_volumes(folder)
     if not found:
-        raise FileNotFoundError(f"{folder} holds no image ({', '.join(VOLUME_SUFFIXES)} or DICOM series)")
+        raise FileNotFoundError(f"{folder} contains no image ({', '.join(VOLUME_SUFFIXES)} or DICOM series)")
     return [Path(path) for path in found]
 
 

@@ -66,7 +66,7 @@ def label_warnings(facts: Sequence[CaseFacts], labels: Mapping[int, str]) -> lis
     if empty == len(facts):
         return ["every label is background alone: nothing can be learned from them"]
     notes = [f"label {name} occurs in no case: it cannot be learned" for name in never]
-    return notes + ([f"{empty} of {len(facts)} cases hold no label at all"] if empty else [])
+    return notes + ([f"{empty} of {len(facts)} cases contain no label at all"] if empty else [])
 
 
 def describe(facts: Sequence[CaseFacts]) -> list[str]:

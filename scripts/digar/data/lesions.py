@@ -65,7 +65,7 @@ def lesion_cases(table: str | Path) -> list[dict[str, Any]]:
             }
         )
     if not cases:
-        raise ValueError(f"{file} holds no lesion of a known type")
+        raise ValueError(f"{file} contains no lesion of a known type")
     return cases
 
 

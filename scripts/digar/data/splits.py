@@ -57,7 +57,7 @@ def _named_by(pattern: str, paths: Sequence[str]) -> list[str]:
     try:
         expression = re.compile(pattern)
     except re.error as error:
-        raise ValueError(f"patient_pattern {pattern!r} is no regular expression: {error}") from None
+        raise ValueError(f"patient_pattern {pattern!r} is not a regular expression: {error}") from None
     names = []
     for path in paths:
         match = expression.search(path)

@@ -34,7 +34,7 @@ def study_cases(studies_dir: str | Path, modalities: Sequence[str]) -> list[dict
         logger.warning(f"study {folder} is left out: {reason}")
     if not cases:
         raise ValueError(
-            f"studies_dir {studies_dir} holds no folder with a file each for {', '.join(modalities)} "
+            f"studies_dir {studies_dir} contains no folder with a file each for {', '.join(modalities)} "
             f"({len(incomplete)} incomplete): files must end in -{modalities[0]}.nii.gz and so on, or pass --modalities"
         )
     return cases

@@ -121,7 +121,7 @@ def model_file(path: str | Path) -> Path:
     """The weights that a path means: itself, or where it is a model's folder, the weights in it.
 
     Raises:
-        FileNotFoundError: the folder holds no weights, or several and none is ``model.pt``.
+        FileNotFoundError: the folder contains no weights, or several and none is ``model.pt``.
     """
     path = Path(path)
     if not path.is_dir() or (path / WEIGHTS_FILE).is_file():
@@ -404,7 +404,7 @@ def _build(kind: type, content: Any, prefix: str) -> Any:
     readers = _READERS[kind]
     for key in content:
         if key not in readers:
-            raise ValueError(f"{prefix}{key} is no key of a task; there are {', '.join(readers)}")
+            raise ValueError(f"{prefix}{key} is not a key of a task; the keys are {', '.join(readers)}")
     missing = [key for key in _REQUIRED.get(kind, ()) if key not in content]
     if missing:
         raise ValueError(f"{prefix}{missing[0]} is missing")

@@ -146,7 +146,7 @@ class ClassificationScores:
         """
         cases = gather(self.cases)
         if not cases:
-            raise ValueError("there is nothing to score: this part holds no case, pass another --part")
+            raise ValueError("there is nothing to score: this part contains no case, pass another --part")
         worst = worst_rows(gather(self.worst), self.num_pictures)
         if idist.get_rank() > 0:
             return

@@ -303,7 +303,7 @@ def write_folder(images: Path, masks: Path) -> dict[str, str]:
     """
     found = [case for case in find_cases(images, masks) if is_series(case["image"])]
     if not found:
-        raise FileNotFoundError(f"{images} holds no DICOM series: only their masks become DICOM SEG")
+        raise FileNotFoundError(f"{images} contains no DICOM series: only their masks become DICOM SEG")
     run = last_run(Journal(masks))
     failed = {}
     with contextlib.ExitStack() as stack:

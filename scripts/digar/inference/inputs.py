@@ -72,7 +72,7 @@ def find_cases(
             raise ValueError(f"output_dir {output} is the folder of the images: pass another --output_dir")
         entries, root = _grouped(find_volumes(source, [output]), in_channels), str(source)
     if not entries:
-        raise FileNotFoundError(f"dataset_dir {source} holds no volume (NIfTI, .mha, .mhd, .nrrd or DICOM series)")
+        raise FileNotFoundError(f"dataset_dir {source} contains no volume (NIfTI, .mha, .mhd, .nrrd or DICOM series)")
     return _named(entries, root, postfix)
 
 

@@ -162,7 +162,7 @@ class Journal:
                     self.read_to[number] += len(line)
             if begun and not understood:
                 raise FileExistsError(
-                    f"{file} is no journal of this program: move it away, or pass another --output_dir"
+                    f"{file} is not a journal of this program: move it away, or pass another --output_dir"
                 )
 
     def _take_in(self, line: bytes, file: int, offset: int) -> bool:

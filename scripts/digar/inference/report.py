@@ -69,7 +69,7 @@ def last_run(journal: Journal) -> str:
     """
     if not journal.runs:
         raise FileNotFoundError(
-            f"{journal.folder} is no output folder of a folder inference: it holds no journal.jsonl"
+            f"{journal.folder} is not the output folder of a folder inference: it has no journal.jsonl"
         )
     return max(journal.runs, key=lambda run: journal.runs[run]["began"])
 

@@ -123,7 +123,7 @@ def reporting(folder: str | Path) -> Iterator[None]:
     """One process at a time writes the report: the last one knows of all images.
 
     Raises:
-        FileNotFoundError: the folder holds no journal.
+        FileNotFoundError: the folder contains no journal.
     """
     with open(Path(folder) / JOURNAL, "r+b") as stream:
         with contextlib.suppress(OSError):  # no locks

@@ -1,4 +1,4 @@
-"""Bounded queues between threads, which give up when the run stops: nobody waits for a thread that is no more."""
+"""Bounded queues between threads, which give up when the run stops, so that no thread waits for one that has ended."""
 
 import queue
 import threading

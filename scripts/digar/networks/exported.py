@@ -20,7 +20,7 @@ def load_exported(path: str | Path) -> nn.Module:
     """
     file = Path(path)
     if file.suffix.lower() not in (".ts", ".onnx"):
-        raise ValueError(f"{file} is no exported network: its name must end in .ts (TorchScript) or .onnx")
+        raise ValueError(f"{file} is not an exported network: its name must end in .ts (TorchScript) or .onnx")
     if not file.is_file():
         raise FileNotFoundError(
             f"there is no exported network at {file}: docs/export.md has the command that writes it"

@@ -57,7 +57,7 @@ def read_checkpoint(path: str | Path) -> Weights:
             content = content[wrapper]
     named = isinstance(content, dict) and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in content.items())
     if not named or not content:
-        raise ValueError(f"{path} holds no state dict of tensors")
+        raise ValueError(f"{path} contains no state dict of tensors")
     return {WRAPPER_PREFIXES.sub("", name): tensor for name, tensor in content.items()}
 
 
@@ -198,7 +198,7 @@ def load_pretrained(network: Network, path: str | Path | None, inherit_gate: boo
     own = backbone.state_dict()
     given = {name.removeprefix("backbone."): t for name, t in weights.items() if name.startswith("backbone.")}
     if not given:
-        raise ValueError(f"{path} holds no backbone: its weights begin with {', '.join(list(weights)[:3])}")
+        raise ValueError(f"{path} contains no backbone: its weights begin with {', '.join(list(weights)[:3])}")
     if "end_token" in given and "end_token" not in own:
         given.pop("end_token")
         notes.append("the end token is left out")

@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 
 
 class SafeSteps:
-    """Clip the gradients before every step, and make no step of a loss or a gradient that is no finite number.
+    """Clip the gradients before every step, and skip the step of a non-finite loss or gradient.
 
     Gradients are scaled down to a largest norm; the norm before that is kept in ``state.gradient_norm``. They must be
     unscaled at this point: this bundle's half precision is bfloat16, which needs no loss scaling.

@@ -24,7 +24,7 @@ def read_curves(run: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """
     folder = run / "tensorboard"
     if not list(folder.glob("events*")):
-        raise FileNotFoundError(f"{run} has no curves: {folder} holds no TensorBoard events")
+        raise FileNotFoundError(f"{run} has no curves: {folder} contains no TensorBoard events")
     events = EventAccumulator(str(folder), size_guidance={"scalars": 0}).Reload()
     curves = {}
     for name in events.Tags()["scalars"]:

@@ -102,7 +102,7 @@ def _main() -> None:
     config = ConfigParser(ConfigParser.load_config_file(options.config_file))
     for name, value in zip(rest[::2], rest[1::2], strict=True):
         if not name.startswith("--") or name[2:] not in config:
-            raise ValueError(f"option {name} is no id of {options.config_file}")
+            raise ValueError(f"option {name} is not an id of {options.config_file}")
         config[name[2:]] = yaml.safe_load(value)
     dataset = config.get_parsed_content("train#dataset")
     if options.kind not in dataset.kinds:

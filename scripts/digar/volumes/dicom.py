@@ -61,8 +61,8 @@ def is_series(path: str | Path) -> bool:
 def find_series(files: Iterable[Path]) -> dict[Path, list[Path]]:
     """DICOM files by the series that they belong to.
 
-    What holds no image (structure sets, reports, segmentations, ...) is left out, and said. A damaged file belongs to
-    the series of its folder, so that it is missed there.
+    Files without an image (structure sets, reports, segmentations, ...) are left out with a message. A damaged file
+    belongs to the series of its folder, so that it is missed there.
 
     Args:
         files: those that :func:`is_dicom` tells, of one search.
@@ -83,7 +83,7 @@ def find_series(files: Iterable[Path]) -> dict[Path, list[Path]]:
         else:
             others.add(f"{file.parent}: {identity.kind}")
     for other in sorted(others):
-        logger.info("%s is no image and left out", printable(other))
+        logger.info("%s is not an image and is left out", printable(other))
     for file in damaged:
         beside = [found for found in series.values() if any(other.parent == file.parent for other in found)]
         for found in beside or [series[file.parent]]:
@@ -123,7 +123,7 @@ def series_files(path: str | Path) -> list[Path]:
         names = ", ".join(f"{named} ({describe_series(files)['SeriesDescription']})" for named, files in found.items())
         raise VolumeError(path, f"holds {len(found)} DICOM series: name one of them: {names}"[:2000])
     if not found:
-        raise VolumeError(path, "holds no DICOM series: a folder with one is needed")
+        raise VolumeError(path, "contains no DICOM series: a folder with one is needed")
     return next(iter(found.values()))
 
 

@@ -89,7 +89,7 @@ def read_frames(file: Path) -> list[Frame]:
 def _refuse_pixels(file: Path, dataset: Dataset, left: int) -> None:
     """Raise a VolumeError for pixels that are no plain numbers, or fewer than there should be in ``left`` bytes."""
     if "Rows" not in dataset or "Columns" not in dataset:
-        raise VolumeError(file, "holds no image, or is damaged")
+        raise VolumeError(file, "contains no image, or is damaged")
     if dataset.get("SamplesPerPixel", 1) != 1 or dataset.get("PhotometricInterpretation") == "PALETTE COLOR":
         kind = dataset.get("PhotometricInterpretation", "RGB")
         raise VolumeError(file, f"holds colours ({kind}): a volume of plain numbers is needed")
@@ -136,7 +136,7 @@ class _Places:
         found = tuple(float(v) for v in value) if value is not None else ()
         if len(found) != count or not np.isfinite(found).all():
             which = f"frame {number + 1}" if len(self.places) > 1 else "it"
-            reason = f"does not say where {which} lies ({keyword} is missing): it is no part of a volume"
+            reason = f"does not say where {which} lies ({keyword} is missing): it is not part of a volume"
             raise VolumeError(file, reason)
         return found
 
@@ -147,7 +147,7 @@ def _frame(file: Path, number: int, places: _Places) -> Frame:
     rows, columns = places.numbers(file, number, 2, "PixelMeasuresSequence", "PixelSpacing")  # between rows, columns
     along = np.array(cosines).reshape(2, 3)
     if np.abs(along @ along.T - np.eye(2)).max() > SHEAR_TOLERANCE:
-        raise VolumeError(file, f"has the directions {cosines}, which are no unit vectors at a right angle")
+        raise VolumeError(file, f"has the directions {cosines}, which are not unit vectors at a right angle")
     slope = places.get("PixelValueTransformationSequence", "RescaleSlope")
     intercept = places.get("PixelValueTransformationSequence", "RescaleIntercept")
     if slope is not None and float(slope) == 0:

@@ -136,7 +136,7 @@ def read_text(path: str | Path) -> str:
         line, name = content.count(b"\n", 0, error.start) + 1, encoding.removesuffix("-sig").upper()
         raise ValueError(f"{path}, line {line}: this is no {name} text: save the file as UTF-8") from None
     if "\0" in text:
-        raise ValueError(f"{path} is no text (it holds zero bytes): save the file as UTF-8")
+        raise ValueError(f"{path} is not text (it contains zero bytes): save the file as UTF-8")
     return text
 
 

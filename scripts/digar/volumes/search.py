@@ -43,7 +43,7 @@ def find_volumes(folder: str | Path, leave_out: Iterable[str | Path] = ()) -> li
 def _is_run_output(folder: str, names: Iterable[str]) -> bool:
     if not is_run_output(folder, names):
         return False
-    logger.info("%s is the output folder of a run: its masks are no images", printable(folder))
+    logger.info("%s is the output folder of a run: its masks are not images", printable(folder))
     return True
 
 

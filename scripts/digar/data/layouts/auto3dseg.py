@@ -18,7 +18,7 @@ class Auto3DSeg:
             return ["it is no .json file", "no list 'training' in it"]
         content = read_json(place)
         training = content.get("training") if isinstance(content, dict) else None
-        return [] if isinstance(training, list) else ["it holds no list 'training'"]
+        return [] if isinstance(training, list) else ["it contains no list 'training'"]
 
     def read(self, place: Path) -> DataSet:
         content = read_json(place, dict)

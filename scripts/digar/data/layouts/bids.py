@@ -23,7 +23,7 @@ class Bids:
         if not place.is_dir() or not _subjects(place):
             return ["it has no folders sub-*", "no anat folders in them"]
         anatomy = any(next(subject.glob(f"{level}anat"), None) for subject in _subjects(place) for level in ("", "*/"))
-        return [] if anatomy else ["its folders sub-* hold no folder anat"]
+        return [] if anatomy else ["its folders sub-* contain no folder anat"]
 
     def read(self, place: Path) -> DataSet:
         cases = [
@@ -33,7 +33,7 @@ class Bids:
             if is_anatomy(path)
         ]
         if not cases:
-            raise FileNotFoundError(f"{place} holds no volume in an anat folder of a subject")
+            raise FileNotFoundError(f"{place} contains no volume in an anat folder of a subject")
         return DataSet(self.name, place, unlabelled=cases)
 
 

@@ -47,7 +47,7 @@ class NnUNetRaw:
             else:
                 unlabelled.append(case)
         if not labelled:
-            raise ValueError(f"{place / 'labelsTr'} holds no label *{ending} of the images in imagesTr")
+            raise ValueError(f"{place / 'labelsTr'} contains no label *{ending} of the images in imagesTr")
         self._add_folds(place, labelled, ending)
         return DataSet(self.name, place, labelled, unlabelled, names, labels)
 
@@ -60,7 +60,7 @@ class NnUNetRaw:
             if match and not path.name.startswith("."):
                 found.setdefault(match[1], {})[int(match[2])] = str(path)
         if not found:
-            raise ValueError(f"{folder} holds no file named CASE_0000{ending}")
+            raise ValueError(f"{folder} contains no file named CASE_0000{ending}")
         for name, files in found.items():
             absent = [f"{name}_{number:04d}{ending}" for number in range(num_channels) if number not in files]
             if absent:

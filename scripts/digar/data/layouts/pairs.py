@@ -40,7 +40,7 @@ class FolderPair:
             matched.add(key)
             labelled.append({"image": found[key], "label": path})
         if not labelled:
-            raise ValueError(f"{labels} holds no label")
+            raise ValueError(f"{labels} contains no label")
         unlabelled = [{"image": path} for key, path in found.items() if key not in matched]
         return DataSet(self.name, place, labelled, unlabelled)
 
