@@ -100,7 +100,7 @@ def test_a_class_without_a_volume_is_refused_before_training(tmp_path):
     table = write_table(tmp_path / "data", 12, size=4)
     with pytest.raises(RuntimeError) as caught:
         run(CONFIGS, overlay(tmp_path, classes=["left", "right", "none"]), "training", **options(table, tmp_path))
-    assert "hold no volume of class none" in str(root_cause(caught.value))
+    assert "contain no volume of class none" in str(root_cause(caught.value))
     assert not (tmp_path / "model.pt").exists()
 
 

@@ -120,7 +120,7 @@ def test_settings_are_yaml() -> None:
     }
 
 
-@pytest.mark.parametrize(("setting", "words"), [("max_epochs", "write --set id=value"), ("a=[1", "is no YAML")])
+@pytest.mark.parametrize(("setting", "words"), [("max_epochs", "write --set id=value"), ("a=[1", "is not YAML")])
 def test_a_setting_of_another_form_is_refused(setting: str, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         read_settings([setting])

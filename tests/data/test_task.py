@@ -128,7 +128,7 @@ def test_a_wrong_value_is_refused_with_file_and_key(keys, message, tmp_path):
         ("labels: {1: a, 1: b}", "1 stands there twice"),
         ("name: x", "channels is missing"),
         (b"\xff\xfe\x00x", "is not valid YAML"),
-        ("? [1, 2]\n: 3", "is no key|is not valid YAML"),
+        ("? [1, 2]\n: 3", "is not a key|is not valid YAML"),
     ],
 )
 def test_a_file_that_is_no_task_is_refused_by_name(text, message, tmp_path, monkeypatch):
@@ -152,7 +152,7 @@ def test_a_model_is_its_folder_or_its_weights(tmp_path):
 
 
 def test_a_folder_with_other_weights_alone_is_their_model(tmp_path):
-    with pytest.raises(FileNotFoundError, match="contains no weights"):
+    with pytest.raises(FileNotFoundError, match="holds no weights"):
         model_file(tmp_path)
     (tmp_path / "pretrained.pt").touch()
     assert model_file(tmp_path) == tmp_path / "pretrained.pt"

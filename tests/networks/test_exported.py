@@ -119,5 +119,5 @@ def test_a_missing_export_is_refused_with_its_path(tmp_path: Path) -> None:
 
 
 def test_another_ending_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"model.pt is no exported network: .* \.ts .* \.onnx"):
+    with pytest.raises(ValueError, match=r"model.pt is not an exported network: .* \.ts .* \.onnx"):
         load_exported(tmp_path / "model.pt")

@@ -258,7 +258,7 @@ def test_no_file_is_refused_with_its_path(tmp_path):
     path = tmp_path / "none.pt"
     with pytest.raises(FileNotFoundError, match=r"no weights at .*none\.pt"):
         read_checkpoint(path)
-    with pytest.raises(FileNotFoundError, match="contains no weights"):
+    with pytest.raises(FileNotFoundError, match="holds no weights"):
         read_checkpoint(tmp_path)
 
 
@@ -285,7 +285,7 @@ NO_CHECKPOINTS: dict[str, Callable[[Path], object]] = {
 def test_a_file_that_is_no_checkpoint_is_refused_with_its_path(write, tmp_path):
     path = tmp_path / "something.pt"
     write(path)
-    with pytest.raises(ValueError, match=r"something\.pt (holds|cannot be read)"):
+    with pytest.raises(ValueError, match=r"something\.pt (contains|holds|cannot be read)"):
         read_checkpoint(path)
 
 
@@ -297,7 +297,7 @@ def test_a_checkpoint_cut_short_anywhere_is_refused_with_its_path(zipped, tmp_pa
     read_checkpoint(path)
     for length in range(0, len(whole) - 1, 97):
         path.write_bytes(whole[:length])
-        with pytest.raises(ValueError, match=r"something\.pt (holds|cannot be read)"):
+        with pytest.raises(ValueError, match=r"something\.pt (contains|holds|cannot be read)"):
             read_checkpoint(path)
 
 

@@ -110,7 +110,7 @@ def test_text_is_read_in_the_encoding_that_its_mark_tells(encoding, tmp_path):
     [
         ("a\nMüller".encode("latin-1"), "a.txt, line 2: this is no UTF-8 text: save the file as UTF-8"),
         ("Müller".encode("utf-16-le"), "a.txt"),
-        ("Muller".encode("utf-16-le"), r"a.txt is no text \(it holds zero bytes\)"),
+        ("Muller".encode("utf-16-le"), r"a.txt is not text \(it contains zero bytes\)"),
         (b"\xff\xfea", "a.txt, line 1: this is no UTF-16 text"),
     ],
 )
