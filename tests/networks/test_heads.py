@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 from digar.networks import ClassificationNetwork, SegmentationNetwork
-from digar.networks.heads import HEADS, HeadSizes, UnetrHead
-from digar.networks.heads.strides import doublings, stage_strides
+from digar.networks.heads import HEADS, HeadSizes, LightHead, UnetrHead
+from digar.networks.heads.strides import doublings, level_kernels, stage_strides
 from digar.networks.patches import from_patches, to_patches
 
 from tests.networks import reference
@@ -59,6 +59,25 @@ def test_an_axis_with_fewer_doublings_takes_them_in_the_coarse_stages(patch_size
     assert stage_strides(patch_size, num_stages) == strides
     assert tuple(math.prod(axis) for axis in zip(*strides, strict=True)) == patch_size
     assert doublings(patch_size) == [int(math.log2(p)) for p in patch_size]
+
+
+@pytest.mark.parametrize(
+    ("patch_size", "kernels"),
+    [
+        ((8, 8, 8), [(3, 3, 3)] * 4),
+        ((8, 8, 4), [(3, 3, 1), (3, 3, 3), (3, 3, 3), (3, 3, 3)]),
+        ((8, 8, 2), [(3, 3, 1), (3, 3, 1), (3, 3, 3), (3, 3, 3)]),
+        ((1, 8, 8), [(1, 3, 3), (1, 3, 3), (1, 3, 3), (3, 3, 3)]),
+    ],
+    ids=str,
+)
+def test_convolutions_leave_an_axis_of_thick_voxels_to_the_levels_where_the_others_are_as_thick(patch_size, kernels):
+    strides = stage_strides(patch_size, max(doublings(patch_size)))
+    assert level_kernels(strides) == kernels
+    head = LightHead(HeadSizes(1, 2, 24, 12, patch_size, 4))
+    first = [stage.conv1.conv.kernel_size for stage in head.pyramid]
+    assert first == kernels
+    assert [stage.conv_block.conv1.conv.kernel_size for stage in head.decoder] == kernels[-2::-1]
 
 
 @pytest.mark.parametrize("head", HEADS.values(), ids=HEADS)

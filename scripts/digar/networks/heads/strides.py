@@ -32,3 +32,18 @@ def stage_strides(patch_size: Sequence[int], num_stages: int) -> list[Stride]:
         )
     p, q, r = ([2 if stage >= num_stages - n else 1 for stage in range(num_stages)] for n in counts)
     return list(zip(p, q, r, strict=True))
+
+
+def level_kernels(strides: Sequence[Stride]) -> list[Stride]:
+    """Side (1 or 3 per axis) of the convolutions of each level, finest first: one level more than there are stages.
+
+    An axis with fewer doublings to come than another has the thicker voxels there, and is left to the coarser levels,
+    as nnU-Net does with thick slices (Isensee et al., Nature Methods 2021): (2, 2, 1), (2, 2, 2) gives (3, 3, 1),
+    (3, 3, 3), (3, 3, 3).
+    """
+    kernels: list[Stride] = []
+    for level in range(len(strides) + 1):
+        to_come = [sum(stride[axis] == 2 for stride in strides[level:]) for axis in range(3)]
+        p, q, r = (3 if n == max(to_come) else 1 for n in to_come)
+        kernels.append((p, q, r))
+    return kernels
