@@ -1,4 +1,5 @@
 export PYTHONPATH := scripts
+export GOMP_SPINCOUNT ?= 1000  # docs/scaling.md: threads that spin waste a busy machine's cores
 MAKEFLAGS += --no-print-directory
 PYTHON ?= python3
 BIN := .venv/bin
@@ -9,7 +10,7 @@ LABEL := .venv-label
 
 .PHONY: bundle demo notebook test test-slow test-label lint docs clean
 
-.venv/installed: requirements.txt requirements-export.txt requirements-dicom.txt requirements-dev.txt constraints.txt
+.venv/installed: requirements.txt requirements-export.txt requirements-dicom.txt requirements-hub.txt requirements-dev.txt constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet -r requirements-dev.txt -c constraints.txt
 	touch $@
@@ -50,8 +51,8 @@ lint: .venv/installed
 docs: .venv/installed  # into site/; a broken link or reference is an error
 	$(BIN)/mkdocs build --strict --quiet
 
-bundle:
-	$(PYTHON) scripts/release.py
+bundle: .venv/installed
+	$(BIN)/python scripts/release.py
 
 notebook: .venv/installed  # runs docs/quickstart.ipynb and stores what it shows
 	$(BIN)/python -c "import nbclient, nbformat; book = nbformat.read('docs/quickstart.ipynb', 4); \

@@ -29,16 +29,17 @@ def step_seconds(threads: int, steps: int) -> float:
     """The median time of a small segmentation network's training step, the first left out."""
     import torch
     from digar.networks import SegmentationNetwork
+    from digar.networks.precision import PrecisionInferer, best_precision
 
     torch.set_num_threads(threads)
     network = SegmentationNetwork([48, 48, 48], 8, 1, 3, size="tiny")
     optimizer = torch.optim.AdamW(network.parameters())
     images = torch.randn(2, 1, 48, 48, 48)
+    inferer = PrecisionInferer(best_precision("cpu"))
     seconds = []
     for _ in range(steps + 1):
         start = time.perf_counter()
-        with torch.autocast("cpu", torch.bfloat16):
-            loss = network(images).square().mean()
+        loss = inferer(images, network).square().mean()
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()

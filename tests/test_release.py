@@ -1,4 +1,4 @@
-"""The zip of the bundle: what is in it, and that it runs where it is unpacked."""
+"""The forms in which the bundle goes out: what is in them, and that they run where they are unpacked."""
 
 import ast
 import json
@@ -14,7 +14,8 @@ import digar
 import nibabel as nib
 import numpy as np
 import pytest
-from release import write_bundle
+import yaml
+from release import ZOO_NAME, oldest_pins, write_bundle, write_hub_form, write_zoo_form
 
 from tests.conftest import ROOT
 
@@ -27,6 +28,7 @@ MODULES = {
 }  # imported under another name
 OPTIONAL = {  # modules that only these need
     "scripts/digar/cli/serve.py": "apps/digar/requirements-no-deps.txt",
+    "scripts/digar/cli/hub.py": "requirements-hub.txt",
     "scripts/digar/inference/dicom_seg.py": "requirements-dicom.txt",
     "scripts/digar/networks/exported.py": "requirements-export.txt",
     "scripts/digar/networks/exporting.py": "requirements-export.txt",
@@ -62,9 +64,71 @@ def test_the_same_files_give_the_same_bytes(archive: Path, tmp_path: Path) -> No
     assert write_bundle(tmp_path).read_bytes() == archive.read_bytes()
 
 
+def test_the_zoos_form_has_the_files_that_its_verifier_reads_and_one_model(tmp_path: Path) -> None:
+    bundle = write_zoo_form(tmp_path)
+    assert bundle == tmp_path / "models" / ZOO_NAME
+    wanted = ("LICENSE", "docs/README.md", "docs/data_license.txt", "configs/inference.json", "configs/logging.conf",
+              "configs/multi_gpu_train.json", "configs/multi_gpu_evaluate.json", "models/model.pt")  # fmt: skip
+    assert [name for name in wanted if not (bundle / name).is_file()] == []
+    assert sorted(file.name for file in (bundle / "models").iterdir()) == ["model.pt", "task.yaml"]
+    assert (tmp_path / "ci/unit_tests" / f"test_{ZOO_NAME}.py").is_file()
+    metadata = json.loads((bundle / "configs/metadata.json").read_text())
+    assert metadata["version"] in metadata["changelog"]
+    assert metadata["eval_metrics"] == {"mean_dice": 0.889}
+    headings = re.findall(r"^#+ (.*)$", (bundle / "docs/README.md").read_text(), re.MULTILINE)
+    sections = ["Model Overview", "Data", "Training configuration", "Performance", "MONAI Bundle Commands"]
+    assert [name for name in (*sections, "References", "License") if name not in headings] == []
+    with pytest.raises(FileExistsError):
+        write_zoo_form(tmp_path)
+
+
+def test_the_zoos_form_passes_the_zoos_unit_test_where_its_ci_starts_it(tmp_path: Path) -> None:
+    write_zoo_form(tmp_path)
+    command = [sys.executable, "-W", "ignore", "-m", "unittest", f"ci/unit_tests/test_{ZOO_NAME}.py"]
+    kept = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    result = subprocess.run(command, cwd=tmp_path, env=kept, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert "Ran 1 test" in result.stderr
+
+
+def test_of_several_pins_the_oldest_pythons_are_taken() -> None:
+    text = 'numpy==2.4.6; python_version >= "3.11"\nnumpy==2.2.6; python_version < "3.11"\n# note\nfire==0.7.1  # why\n'
+    assert oldest_pins(text) == {"numpy": "2.2.6", "fire": "0.7.1"}
+
+
+def test_the_hubs_form_has_a_model_card_and_whole_links(tmp_path: Path) -> None:
+    target = write_hub_form(tmp_path, "someone/digar")
+    _, head, text = (target / "README.md").read_text().split("---\n", 2)
+    card = yaml.safe_load(head)
+    assert card["license"] == "cc-by-sa-4.0"
+    assert card["library_name"] == "monai"
+    result = card["model-index"][0]["results"][0]
+    assert result["metrics"] == [{"type": "dice", "name": "mean dice", "value": 0.889}]
+    links = re.findall(r"\]\(([^)\s]+)\)", text)
+    assert links
+    assert [link for link in links if not link.startswith(("https://", "http://", "#"))] == []
+    own = "https://huggingface.co/someone/digar/"
+    inside = [link.removeprefix(own).split("/", 2)[2].partition("#")[0] for link in links if link.startswith(own)]
+    assert [name for name in inside if not (target / name).is_file()] == []
+    assert (target / "models/model.pt").is_file()
+
+
+def test_the_hubs_library_reads_the_model_card(tmp_path: Path) -> None:
+    hub = pytest.importorskip("huggingface_hub")
+    card = hub.ModelCard.load(write_hub_form(tmp_path, "someone/digar") / "README.md")
+    assert card.data.eval_results[0].metric_value == 0.889
+    assert card.data.pipeline_tag == "image-segmentation"
+
+
+@pytest.mark.parametrize("repository", ["digar", "a/b/c", "../digar", ""])
+def test_another_name_than_owner_and_name_is_refused(repository: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="is not OWNER/NAME"):
+        write_hub_form(tmp_path, repository)
+
+
 def test_a_folder_without_git_is_refused(tmp_path: Path) -> None:
     shutil.copytree(ROOT / "configs", tmp_path / "configs")
-    with pytest.raises(RuntimeError, match="is no git repository"):
+    with pytest.raises(RuntimeError, match="is not a git repository"):
         write_bundle(tmp_path / "out", root=tmp_path)
 
 

@@ -5,6 +5,7 @@ import os
 import shlex
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import nibabel as nib
@@ -154,3 +155,48 @@ def test_predict_writes_masks_from_any_folder_and_says_where(tmp_path: Path) -> 
     assert result.stdout.splitlines()[0] == "segmenting my images, new"
     assert "report: masks/report.html" in result.stdout
     assert "parsing config_file" not in result.stderr
+
+
+class FakeHub:
+    """The Hugging Face hub's library with one repository, and what was asked of it."""
+
+    def __init__(self, repository: Path) -> None:
+        self.repository = repository
+        self.asked: list[tuple] = []
+        self.constants = types.SimpleNamespace(ENDPOINT="https://hub.example")
+
+    def snapshot_download(self, repo_id: str, revision: str | None, allow_patterns: list[str]) -> str:
+        self.asked.append((repo_id, revision, allow_patterns))
+        return str(self.repository)
+
+
+@pytest.mark.parametrize("place", ["", "models"])
+@pytest.mark.parametrize(("name", "revision"), [("hf:clinic/heart", None), ("hf:clinic/heart@v1.2", "v1.2")])
+def test_a_model_on_the_hub_is_fetched_when_it_is_named(name, revision, place, tmp_path, monkeypatch, capsys):
+    (tmp_path / place).mkdir(exist_ok=True)
+    for file in ("model.pt", "task.yaml"):
+        (tmp_path / place / file).write_bytes(b"")
+    hub = FakeHub(tmp_path)
+    monkeypatch.setitem(sys.modules, "huggingface_hub", hub)
+    assert find_weights(name) == tmp_path / place / "model.pt"
+    assert hub.asked == [("clinic/heart", revision, ["model.pt", "task.yaml", "models/model.pt", "models/task.yaml"])]
+    assert capsys.readouterr().out.startswith("fetching clinic/heart")
+
+
+def test_a_repository_without_a_model_is_refused(tmp_path, monkeypatch):
+    (tmp_path / "model.pt").write_bytes(b"")
+    monkeypatch.setitem(sys.modules, "huggingface_hub", FakeHub(tmp_path))
+    with pytest.raises(FileNotFoundError, match=r"hf:clinic/heart has no model\.pt with a task\.yaml"):
+        find_weights("hf:clinic/heart")
+
+
+@pytest.mark.parametrize("name", ["hf:", "hf:heart", "hf:clinic/heart@", "hf:../../etc/passwd", "hf:a/b/c"])
+def test_a_name_that_the_hub_cannot_have_is_refused(name):
+    with pytest.raises(ValueError, match="write hf:OWNER/NAME"):
+        find_weights(name)
+
+
+def test_without_the_hubs_library_it_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    with pytest.raises(RuntimeError, match="pip install huggingface_hub"):
+        find_weights("hf:clinic/heart")

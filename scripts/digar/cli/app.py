@@ -3,6 +3,7 @@
 Heavy imports wait until a command is chosen, so that help comes at once.
 """
 
+import logging
 import os
 import sys
 import time
@@ -18,6 +19,7 @@ from digar.cli.bundle import BundleRun, bundle_root, find_weights, read_settings
 from digar.cli.values import check_values
 
 SPIN_COUNT = "1000"  # of OpenMP threads that wait for each other, before they sleep: docs/scaling.md
+CHATTER = {"monai.bundle.workflows": logging.WARNING, "monai.data.nvimgcodec_pydicom_plugin": logging.ERROR}  # loggers
 
 
 class ExportFormat(Enum):
@@ -150,7 +152,7 @@ def train(
     data: Data,
     output: Output,
     task: TaskFile = None,
-    pretrained: Annotated[Path | None, typer.Option(help="Weights to start from.")] = None,
+    pretrained: Annotated[str | None, typer.Option(help="Weights to start from: a file, or as for --model.")] = None,
     fold: Annotated[int | None, typer.Option(help="Which share of the cases is held out: 0, 1, ...")] = None,
     folds: Annotated[str | None, typer.Option(help="'all': one training after the other, each fold held out.")] = None,
     resume: Resume = False,
@@ -163,12 +165,13 @@ def train(
     """
     if folds is not None and (folds != "all" or fold is not None):
         raise typer.BadParameter("takes 'all', and cannot be combined with --fold", param_hint="--folds")
-    chosen = [fold] if folds is None else _all_folds(data, task, pretrained, settings)
+    weights = None if pretrained is None else find_weights(pretrained)
+    chosen = [fold] if folds is None else _all_folds(data, task, weights, settings)
     for number in chosen:
         place = output / f"fold_{number}" if folds else output
         going_on = ("auto" if folds else True) if resume else None  # a fold may not have begun
         ids = _ids(
-            settings, dataset_dir=data, output_dir=place, task=task, pretrained=pretrained, fold=number, resume=going_on
+            settings, dataset_dir=data, output_dir=place, task=task, pretrained=weights, fold=number, resume=going_on
         )
         _run(
             f"training on {data}" + ("" if number is None else f", fold {number} held out"),
@@ -389,4 +392,6 @@ def main() -> None:
     from digar.cli.failure import explain_error
 
     sys.excepthook = explain_error
+    for name, level in CHATTER.items():
+        logging.getLogger(name).setLevel(level)
     typer.main.get_command(app)(prog_name="digar")

@@ -10,6 +10,8 @@ from typing import Any
 
 import yaml
 
+from digar.cli.hub import HUB, fetch
+
 
 def bundle_root() -> Path:
     """The folder with ``configs`` and ``models``: the clone around the package, or the copy installed with it."""
@@ -26,6 +28,8 @@ def shipped_models() -> list[str]:
 def find_weights(model: str | None) -> Path:
     """The weights that ``--model`` means: a shipped model by its name, a model's folder, or a file of weights.
 
+    ``hf:OWNER/NAME`` is a model on the Hugging Face hub, see :func:`digar.cli.hub.fetch`.
+
     Args:
         model: None for the default model.
 
@@ -35,6 +39,8 @@ def find_weights(model: str | None) -> Path:
     root = bundle_root() / "models"
     if model is None:
         return root / "model.pt"
+    if model.startswith(HUB):
+        return fetch(model.removeprefix(HUB))
     for place in (Path(model), root / model):
         if place.is_file():
             return place.absolute()
