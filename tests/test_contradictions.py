@@ -64,7 +64,7 @@ def test_what_would_spoil_the_masks_is_refused(kind, option, model, task, tmp_pa
 def test_an_intensity_that_no_task_can_hold_is_refused(kind, model, task, tmp_path):
     with pytest.raises(RuntimeError) as caught:
         begin(kind, model, task, tmp_path, intensity={"_target_": "ScaleIntensityd", "keys": "image"})
-    assert "intensity: a ScaleIntensityd is none of the rules that a task can hold" in str(root_cause(caught.value))
+    assert "intensity: a ScaleIntensityd is not one of the rules that a task can hold" in str(root_cause(caught.value))
 
 
 def test_another_task_and_further_weights_are_compared_too(model, task, tmp_path):

@@ -63,7 +63,7 @@ def test_the_loopback_is_answered(host: str) -> None:
 def test_another_host_is_refused(host: str) -> None:
     status, text, received = ask("GET", "/info/", headers={"host": host})
     assert status == 403
-    assert "is none of this server's" in text
+    assert "is not one of this server's" in text
     assert received is None
 
 

@@ -60,7 +60,7 @@ def test_an_archive_brings_its_three_parts(tmp_path):
 
 def test_a_class_that_is_not_named_is_refused_with_its_line(tmp_path):
     table = write_table(tmp_path, 4, size=4)
-    with pytest.raises(ValueError, match=r"table.csv, line 4: class 'right' is none of left, middle"):
+    with pytest.raises(ValueError, match=r"table.csv, line 4: class 'right' is not one of left, middle"):
         classified_cases(table, ["left", "middle"], 0.2, seed=0)
 
 

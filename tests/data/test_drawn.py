@@ -66,7 +66,7 @@ def test_the_label_takes_the_images_affine(image: Path, tmp_path: Path) -> None:
         (lambda folder: drawn_label(folder, -1), [], "holds the values -1"),
         (lambda folder: drawn_label(folder, float("nan")), [], "holds the values nan"),
         (lambda folder: drawn_label(folder, 1, 2), ["posterior"], r"holds the values 2, num_classes is 2 \(0 to 1\)"),
-        (lambda folder: drawn_label(folder, 1), ["tumour"], "segments tumour are none of anterior, posterior"),
+        (lambda folder: drawn_label(folder, 1), ["tumour"], "segments tumour are not among anterior, posterior"),
         (lambda folder: drawn_label(folder, 1, shape=(8, 6, 5)), [], "its image"),
         (lambda folder: drawn_label(folder, 1, affine=np.eye(4)), [], "its image"),
         (lambda folder: drawn_label(folder, 1, shape=(8, 6, 4, 2)), [], "holds 2 volumes"),

@@ -217,8 +217,8 @@ def test_labels_of_background_alone_are_told_or_refused(tmp_path):
     for index in range(3):
         nib.save(nib.Nifti1Image(np.zeros((20, 24, 8), np.uint8), AFFINE), task / f"labelsTr/case_{index}.nii.gz")
     lines = plan(task, tmp_path / "task.yaml").lines
-    assert "WARNING: every label is background alone: nothing can be learned from them" in lines
-    with pytest.raises(ValueError, match="every label of .* is background alone: there is nothing to learn"):
+    assert "WARNING: all labels contain only background: nothing can be learned from them" in lines
+    with pytest.raises(ValueError, match="all labels of .* contain only background: there is nothing to learn"):
         plan(describe_as(task, labels={}), tmp_path / "other.yaml")
 
 

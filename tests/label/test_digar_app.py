@@ -75,7 +75,7 @@ def write_label(folder: Path, source: Path, change) -> Path:
 def test_a_label_with_an_unknown_segment_is_refused(own: Server) -> None:
     answer = own.save_label("case_3", label_info=[{"name": "Segment_1", "idx": 1}, {"name": "anterior", "idx": 2}])
     assert answer.status_code == 400
-    assert "segments segment_1 are none of anterior, posterior" in answer.json()["detail"]
+    assert "segments segment_1 are not among anterior, posterior" in answer.json()["detail"]
     assert not final_label(own, "case_3").exists()
 
 

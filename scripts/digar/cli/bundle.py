@@ -1,4 +1,4 @@
-"""Where the bundle's files are, and one run of its configs: in this process, or as the line that stands for it."""
+"""Where the bundle's files are, and one run of its configs: in this process, or as the equivalent command line."""
 
 import json
 import shlex

@@ -67,7 +67,7 @@ def is_plain_text(value: Any) -> bool:
 
 
 def whole_number(low: int, high: int) -> Kind:
-    """A whole number; true and false are none."""
+    """A whole number; true and false do not count."""
     return Kind(f"a whole number from {low} to {high}", lambda v: type(v) is int and low <= v <= high)
 
 
@@ -130,7 +130,7 @@ TRAINING: Kinds = {
     "max_epochs": whole_number(1, 100_000),
     "val_split": number(0, 1),
     "pretrained": YES_NO,
-    # what viewers send besides for MONAI Label's own apps: taken where it asks for nothing
+    # what viewers also send, meant for MONAI Label's own apps: accepted where it changes nothing
     "model_filename": one_of("model.pt"),
     "run_id": one_of("", "run"),
     "tracking": one_of("", "None"),
@@ -176,7 +176,7 @@ SELECTION: Kinds = {"client_id": TEXT, "label_tag": NAME, "labels": list_of(TEXT
 
 
 def check_values(values: Any, kinds: Kinds) -> None:
-    """Refuse values that are not of their kind, or for which there is none.
+    """Refuse values of the wrong kind, and keys that are not known.
 
     Raises:
         RefusedError: names the first one, and what is taken instead.
@@ -229,7 +229,7 @@ def find_kinds(method: str, path: str) -> Kinds | None:
     """The kinds of an endpoint's JSON values; None where it takes none.
 
     Raises:
-        RefusedError: the endpoint is none of those that may be called.
+        RefusedError: the endpoint is not one of those that may be called.
     """
     if method in READING:
         return None
@@ -282,7 +282,9 @@ def check_sender(headers: Iterable[tuple[bytes, bytes]], hosts: Iterable[str]) -
     match = HOST.fullmatch(found["host"][0]) if len(found["host"]) == 1 else None
     if match is None or match[1].strip("[]") not in LOOPBACK | others:
         named = ", ".join(found["host"])[:100] or "nothing"
-        raise RefusedError(403, f"the host {named} is none of this server's: name it in the option hosts at the start")
+        raise RefusedError(
+            403, f"the host {named} is not one of this server's: name it in the option hosts at the start"
+        )
     for origin in found["origin"]:
         page = urlsplit(origin)
         if page.netloc != found["host"][0] and _host_name(page.netloc) not in others:

@@ -57,7 +57,7 @@ def _table_cases(path: Path, classes: Sequence[str], validation_share: float, se
     for line, row in rows:
         if row["class"] not in classes:
             raise ValueError(
-                f"{path}, line {line}: class {row['class']!r} is none of {', '.join(classes)}: correct it, or pass "
+                f"{path}, line {line}: class {row['class']!r} is not one of {', '.join(classes)}: correct it, or pass "
                 "all class names, --classes \"['no','yes']\""
             )
         if row.get("part", PARTS[0]) not in PARTS:

@@ -34,7 +34,7 @@ def write_drawn_label(
     names = [name.lower() for name in drawn]
     unknown = [name for name in names if name not in labels]
     if unknown:
-        raise ValueError(f"segments {', '.join(unknown)} are none of {', '.join(labels)}: rename them and save again")
+        raise ValueError(f"segments {', '.join(unknown)} are not among {', '.join(labels)}: rename them and save again")
     header = read_header(image)
     try:
         places = read_label(label, header, num_classes=(len(names) or max(labels.values())) + 1)

@@ -64,7 +64,7 @@ def label_warnings(facts: Sequence[CaseFacts], labels: Mapping[int, str]) -> lis
     never = [f"{value} ({name})" for value, name in labels.items() if value not in found]
     empty = sum(not case.labels for case in facts)
     if empty == len(facts):
-        return ["every label is background alone: nothing can be learned from them"]
+        return ["all labels contain only background: nothing can be learned from them"]
     notes = [f"label {name} occurs in no case: it cannot be learned" for name in never]
     return notes + ([f"{empty} of {len(facts)} cases contain no label at all"] if empty else [])
 

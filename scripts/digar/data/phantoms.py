@@ -135,7 +135,7 @@ def make_study(seed: int, index: int) -> Study:
 def write_phantoms(folder: str | Path, num_training: int = 24, num_test: int = 6, seed: int = 0) -> Path:
     """Write a task of phantoms: imagesTr, labelsTr, imagesTs (unseen), labelsTs (their truth) and dataset.json.
 
-    Training study k is the same whatever the counts, and so is test study k. dataset.json comes last: a folder that
+    Training study k does not depend on the counts, nor does test study k. dataset.json comes last: a folder that
     has it is complete. It lists ``test`` as images alone, as the Decathlon does; a truth bears its image's file name.
 
     Returns:

@@ -245,7 +245,7 @@ def _read_labelled(data: DataSet) -> tuple[list[CaseFacts], dict[int, str], list
         labels = {value: unnamed(value) for value in sorted({value for case in facts for value in case.labels})}
         notes.append("the data name no labels: they are called by their values; give them names in the task")
     if not labels:
-        raise ValueError(f"every label of {data.place} is background alone: there is nothing to learn")
+        raise ValueError(f"all labels of {data.place} contain only background: there is nothing to learn")
     counts = [len(case.percentiles) for case in facts]
     for case, count in zip(data.labelled, counts, strict=True):
         if count != counts[0]:

@@ -1,4 +1,4 @@
-"""Randomness that depends on (seed, epoch, index) alone, whatever the number of workers and processes."""
+"""Randomness that depends only on (seed, epoch, index), not on the number of workers and processes."""
 
 from typing import Any
 

@@ -39,7 +39,7 @@ def pretraining_split(kinds: Mapping[str, SequenceKind], validation_share: float
 
 
 def split_by_patient(cases: Sequence[Case], validation_share: float, seed: int, part: str, fold: int = 0) -> list[Case]:
-    """The training or the validation part of pretraining cases: one patient is never in both, whatever the kinds.
+    """The training or the validation part of pretraining cases: a patient is never in both, even across kinds.
 
     Cases belong to one patient where they share a file or a patient's name. Scans with labels are split first,
     exactly as in fine-tuning (:func:`split_cases`); then patients of scans without, then those that only the next kind

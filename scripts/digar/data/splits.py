@@ -132,7 +132,7 @@ def fold_numbers(cases: Sequence[Case], validation_share: float) -> list[int]:
     """The folds of a cross-validation: those that the data come with, else as many as the share makes.
 
     Raises:
-        ValueError: the data come with one split of their own, or the share holds nothing out.
+        ValueError: the data bring a split of their own, or the share holds nothing out.
     """
     if any(case.get("part") for case in cases):
         raise ValueError("the data come with a training and a validation part, not with folds: train without --folds")

@@ -173,7 +173,7 @@ def find_task(
 
 
 class _UniqueKeys(yaml.SafeLoader):
-    """Refuses a key that stands twice, of which YAML would silently keep the last."""
+    """Refuses a key that occurs twice; YAML would silently keep the last."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
         keys = [self.construct_object(key, deep=True) for key, _ in node.value]
@@ -213,7 +213,7 @@ def parse_task(content: Any) -> Task:
     if max(task.labels, default=0) > MOST_LABEL:
         raise ValueError(f"labels: {max(task.labels)} is too large a value, {MOST_LABEL} is the largest")
     if strange := set(task.codes) - set(task.labels):
-        raise ValueError(f"codes: {min(strange)} is none of the labels")
+        raise ValueError(f"codes: {min(strange)} is not one of the labels")
     if task.labels and task.classes:
         raise ValueError("labels and classes cannot both be given: labels are of a segmentation, classes of a scan")
     return task
@@ -439,8 +439,8 @@ def with_overrides(task: Task, in_channels: int, num_classes: int | None = None,
     if (scaling := values.get("intensity")) is not None:
         if not isinstance(scaling, ScaleIntensityd):
             raise ValueError(
-                f"intensity: a {type(scaling).__name__} is none of the rules that a task can hold, so nobody could "
-                "tell what a network was trained with: set --intensity_rule instead"
+                f"intensity: a {type(scaling).__name__} is not one of the rules that a task can hold, "
+                "so it would be unknown what a network was trained with: set --intensity_rule instead"
             )
         values["intensity"] = scaling.rule
     for key, value in values.items():
@@ -462,7 +462,7 @@ def unnamed(label: int) -> str:
 
 
 def label_name(labels: Mapping[int, str], label: int) -> str:
-    """The name of a label value, or what stands for it where it has none."""
+    """The name of a label value, or a substitute if it has none."""
     return labels.get(label, unnamed(label))
 
 

@@ -31,7 +31,7 @@ def load_pair(mask_file: str | Path, label_file: str | Path) -> tuple[np.ndarray
 
 
 def find_masks(masks: str | Path, labels: str | Path, postfix: str = "_mask") -> dict[str, tuple[Path, Path]]:
-    """Case to mask and label, by their names below the folders; labels without a mask are told of and left out.
+    """Case to mask and label, by their names below the folders; labels without a mask are reported and left out.
 
     Raises:
         FileNotFoundError: there is no label, or none of them has a mask.

@@ -243,7 +243,8 @@ def on_grid(mask: str | Path, grid: Header) -> np.ndarray:
 def add_dicom_seg(journal: Journal, case: Case, outcome: Outcome) -> Outcome:
     """Write the DICOM SEG beside the finished mask of a DICOM series, unless it is there, and note it in the journal.
 
-    Why there is none becomes a warning of the outcome that begins with ``NO_SEG``. Other images are left as they are.
+    If none can be made, the reason becomes a warning of the outcome, which begins with ``NO_SEG``. Other images stay
+    as they are.
 
     Args:
         journal: of the output folder.

@@ -114,7 +114,7 @@ class Journal:
 
     Raises:
         OSError: the folder cannot be read or written.
-        FileExistsError: a file in a journal's place is none.
+        FileExistsError: the file at the journal's path is not a journal.
     """
 
     def __init__(self, folder: str | Path, number: int | None = None) -> None:
@@ -135,7 +135,7 @@ class Journal:
             self.own = os.open(self.folder / name, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
 
     def close(self) -> None:
-        """Write no more."""
+        """Stop writing."""
         if self.own != CLOSED:
             os.close(self.own)
         self.own = CLOSED
@@ -259,7 +259,7 @@ def writing(folder: str | Path) -> Iterator[None]:
 
 
 def _object(line: bytes) -> dict[str, Any]:
-    """The object in a line; an empty one where there is none: a line may be empty, or cut short by a kill."""
+    """The object in a line; an empty one if the line is empty or was cut short by a kill."""
     try:
         content = json.loads(line)
     except (ValueError, RecursionError):
@@ -283,7 +283,7 @@ def _fits(key: str, value: Any) -> bool:
 
 
 def _short(mask_hash: str) -> Iterator[bytes]:
-    """Half of a hash as bytes, as many are kept in memory; nothing for what is none."""
+    """Half of a hash as bytes, since many are kept in memory; empty for anything else."""
     try:
         half = bytes.fromhex(mask_hash)[:16]
     except ValueError:

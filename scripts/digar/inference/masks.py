@@ -130,7 +130,7 @@ def volumes_ml(mask: np.ndarray, affine: np.ndarray, labels: Mapping[int, str]) 
 
 
 def absent_labels(volumes: Mapping[str, Any]) -> list[str]:
-    """A sentence for each label of which there is no voxel."""
+    """A sentence for each label without a voxel."""
     several = {name: value if isinstance(value, list) else [value] for name, value in volumes.items()}
     return [
         f"no voxel of {name} (0 ml)" + (f" in volume {number}" if isinstance(volumes[name], list) else "")

@@ -44,7 +44,7 @@ class RunRecord:
         rank, num_processes: this process takes every ``num_processes``-th image, from ``rank`` on.
 
     Raises:
-        ValueError: a rank that is none of the processes.
+        ValueError: a rank outside the number of processes.
     """
 
     def __init__(

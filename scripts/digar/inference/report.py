@@ -144,7 +144,7 @@ def _rows(outcomes: Sequence[Outcome], labels: Mapping[int, str]) -> Iterator[li
 
 
 def _dicom_seg(outcome: Outcome) -> str:
-    """The DICOM SEG of an image, below the output folder; nothing where there is none."""
+    """The DICOM SEG of an image, relative to the output folder; empty if there is none."""
     names = [name for name in outcome.beside if name.endswith(SEG_SUFFIX)]
     return (Path(outcome.mask).parent / names[0]).as_posix() if names else ""
 

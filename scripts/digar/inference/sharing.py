@@ -47,7 +47,7 @@ class SharedFolder:
         self.locks = sys.platform != "win32"
         self.held = contextlib.ExitStack()
         if self.locks:
-            # opened once in a process: closing a second handle would let go of all its locks
+            # opened once in a process: closing a second handle would release all its locks
             self.file = os.open(self.folder / LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o666)
             self.held.callback(os.close, self.file)
         else:
@@ -62,7 +62,7 @@ class SharedFolder:
 
     def _enter(self, run: str) -> None:
         while self.locks:
-            if self._lock(PRESENT):  # alone: what the file says is of a former run
+            if self._lock(PRESENT):  # alone: the file is from an earlier run
                 about = {"run": run, "process": os.getpid(), "host": socket.gethostname()}
                 os.ftruncate(self.file, 0)
                 os.pwrite(self.file, json.dumps(about).encode(), 0)

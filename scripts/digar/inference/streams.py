@@ -51,7 +51,7 @@ class SlabStream:
         self.cancelled = threading.Event()
 
     def put(self, item: Any) -> bool:
-        """Hand over a slab, an error, or None at the end; False where nobody wants it any more."""
+        """Hand over a slab, an error, or None at the end; False if the receiver has stopped."""
         while not self.cancelled.is_set():
             try:
                 self.passage.items.put(item, timeout=PATIENCE)

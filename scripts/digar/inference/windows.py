@@ -1,4 +1,4 @@
-"""The network over a volume, window by window, in slabs: a slab is finished, and let go, when no window reaches it.
+"""The network over a volume, window by window, in slabs: a slab is written and freed once no further window reaches it.
 
 The sums are those of MONAI's ``SlidingWindowInferer`` in mode ``gaussian``; what differs is that logits of all classes
 never exist for the whole volume, that windows without any foreground are left out, and what happens when a GPU's memory
@@ -27,7 +27,7 @@ from digar.networks.precision import PRECISIONS
 
 logger = logging.getLogger(__name__)
 
-POOL = 4  # voxels: foreground is looked for in means over cubes of this side, so that noise in air is none
+POOL = 4  # voxels: foreground is sought in means over cubes of this side, so that noise in air does not count
 NOTHING = -100.0  # logit of every class but the background where no window was: its probability is 0
 
 Network = Callable[[Tensor], Tensor]
@@ -58,7 +58,7 @@ class WindowInferer(Inferer):
             gets worse by it.
 
     Raises:
-        ValueError: an overlap, precision or axis that is none.
+        ValueError: an invalid overlap, precision or axis.
     """
 
     UNDECISIVE = ("window_batch", "threads", "pool")  # of the result, see digar.networks.description

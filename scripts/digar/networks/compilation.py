@@ -45,7 +45,7 @@ def compile_blocks(network: Network, enabled: bool | None) -> bool:
         logger.warning("blocks are not compiled: torch.compile needs %s, which this machine does not have", missing)
         return False
     if network.backbone.checkpointing == "cheap":
-        raise ValueError("compiled blocks choose by themselves what to compute anew: set checkpointing to none or all")
+        raise ValueError("compiled blocks decide themselves what to recompute: set checkpointing to none or all")
     for block in network.backbone.blocks:
         block.compile()
     return True

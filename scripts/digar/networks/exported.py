@@ -49,7 +49,7 @@ class OnnxNetwork(nn.Module):
         ValueError: the file is damaged or of another format.
     """
 
-    backend, precision = "ONNX Runtime", "float32"  # whatever the precision that an inferer asks for
+    backend, precision = "ONNX Runtime", "float32"  # even if an inferer is set to another precision
     UNDECISIVE = ("session", "input")  # what they compute is in the file
 
     def __init__(self, path: Path) -> None:

@@ -19,7 +19,7 @@ TALKATIVE = ("onnxscript", "onnx_ir", "torch.onnx")  # loggers that report every
 
 
 def export_network(network: nn.Module, task: Task, file: str | Path) -> None:
-    """Write a network as TorchScript (``.ts``) or ONNX (``.onnx``), and its task beside it where there is none.
+    """Write a network as TorchScript (``.ts``) or ONNX (``.onnx``), and its task beside it unless one is there.
 
     The file takes ``(B, C, X, Y, Z)`` float32 of the task's crop, with any B, and gives logits. What it is for is
     inside: ``digar`` (the version), ``task`` (the task as YAML), ``input`` and ``output`` (what goes in and comes out),

@@ -1,4 +1,4 @@
-"""The networks that a task asks for, and the weights that were trained for it.
+"""The networks for a task, and the weights that were trained for it.
 
 Every further field of a network's settings can be given beside the task.
 """

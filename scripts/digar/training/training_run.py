@@ -114,7 +114,7 @@ class TrainingRun:
     def prepare(self) -> None:
         """Go on from a state, or plan to begin anew; see :meth:`TrainingState.begin`.
 
-        Processes that torchrun started again go on, whatever their command said the first time.
+        Processes that torchrun restarted resume, even if their command began a new training.
         """
         network, scheduler = self.saved["network"], self.saved["scheduler"]
         self.state.decisive = decisive(self.trainer, self.evaluator, network, scheduler, self.handlers)

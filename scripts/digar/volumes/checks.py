@@ -51,7 +51,8 @@ class CheckedReader(ImageReader):
 
     Raises:
         VolumeError: from :meth:`read`, with the file and the reason.
-        ValueError: ``volumes_4d`` or ``out_of_range`` is none of the two, or nothing is known that it could refuse by.
+        ValueError: ``volumes_4d`` or ``out_of_range`` has an unknown value, or there is no training range to
+            refuse by.
     """
 
     def __init__(
@@ -176,7 +177,7 @@ class CheckedReader(ImageReader):
 
 
 def mend(path: str | Path, volume: np.ndarray, nonfinite_share: float) -> list[str]:
-    """Replace voxels that are no numbers, in place; refuse what holds nothing.
+    """Replace NaN and infinite voxels, in place; refuse a volume without content.
 
     Args:
         path: for the error.

@@ -69,7 +69,7 @@ def find_series(files: Iterable[Path]) -> dict[Path, list[Path]]:
 
     Returns:
         The path that names each series, and its files. It is the folder that holds all of them if that, with the
-        folders below, holds nothing of other series.
+        folders below, contains no other series.
     """
     series: dict[str | Path, list[Path]] = defaultdict(list)  # by UID; damaged files by their folder
     damaged: list[Path] = []
@@ -185,7 +185,7 @@ def _series_of(file: Path) -> str | None:
 
 
 def _as_name(uid: str) -> str:
-    """A UID as the name in a path: itself, or what stands for one that is no UID, as some anonymisers write."""
+    """A UID as the name in a path: itself, or a replacement where it is not a valid UID, as some anonymisers write."""
     return uid if UID_NAME.fullmatch(uid) else generate_uid(entropy_srcs=[uid])
 
 

@@ -20,7 +20,7 @@ class InUseError(RuntimeError):
 
 @contextmanager
 def held(lock_file: str | Path, what: str) -> Iterator[None]:
-    """Hold a lock while the block runs. A process that is killed holds none, whatever file it leaves behind.
+    """Hold a lock while the block runs. A killed process holds no lock, even if it leaves the file behind.
 
     Where the file system has no locks, the block runs with a warning.
 

@@ -84,7 +84,7 @@ class VolumeStore:
         return path in self.grids
 
     def prepare(self, path: str, memory_left: float = math.inf) -> None:
-        """Read and check a scan, or find its copy; write the copy where there is none. What is odd about it is logged.
+        """Read and check a scan, or find its copy; write the copy if there is none yet. Oddities are logged.
 
         Args:
             path: of the scan.
@@ -120,7 +120,7 @@ class VolumeStore:
             ) from error
 
     def open(self, path: str) -> np.ndarray:
-        """A prepared scan, ``(C, X, Y, Z)``: its memory-mapped copy, of which slicing reads only a part.
+        """A prepared scan, ``(C, X, Y, Z)``: its memory-mapped copy, so that slicing reads only what it needs.
 
         The numbers are the intensities up to step and offset, which scaling by percentiles undoes; without a cache they
         are the intensities themselves.

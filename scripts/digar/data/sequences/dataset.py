@@ -17,7 +17,7 @@ logger = logging.getLogger(__name__)
 
 
 class SequenceDataset(Dataset[Any]):
-    """Samples for next-patch pretraining: a function of (seed, epoch, index), whatever the workers and processes.
+    """Samples for next-patch pretraining: a function of (seed, epoch, index), independent of workers and processes.
 
     An epoch holds a fixed number of samples of each kind, by the kinds' weights. Over the epochs a kind goes through
     its cases in random order again and again, so that all are drawn equally often.

@@ -12,7 +12,7 @@ from monai.metrics.utils import get_mask_edges, get_surface_distance
 
 @dataclass(frozen=True)
 class LabelMasks:
-    """A label in prediction and truth, of which at least one holds something; shared parts are computed once.
+    """A label in prediction and truth, at least one of them not empty; shared parts are computed once.
 
     Args:
         prediction, truth: Boolean, ``(X, Y, Z)``.
