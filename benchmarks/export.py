@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 from digar.networks.exported import load_exported
+from digar.networks.precision import best_precision
 from digar.networks.weights import load_weights
 from monai.bundle import ConfigParser, ckpt_export, onnx_export
 from torch import Tensor, nn
@@ -36,13 +37,14 @@ def load_networks(folder: Path, device: str) -> dict[str, nn.Module]:
     networks = {
         "PyTorch": network,
         "TorchScript": load_exported(folder / "model.ts"),
-        "ONNX": load_exported(folder / "model.onnx"),
+        "ONNX Runtime": load_exported(folder / "model.onnx"),
+        "OpenVINO": load_exported(folder / "model.onnx", "openvino"),
     }
     return {name: module.to(device).eval() for name, module in networks.items()}
 
 
 def build_calls(networks: dict[str, nn.Module], image: Tensor) -> dict[str, Callable[[], Tensor]]:
-    """A forward pass of each network in each precision it has; ONNX files are float32."""
+    """A forward pass of each network in each precision it has: ONNX files float32 alone, bfloat16 where it is fast."""
 
     def call(network: nn.Module, dtype: torch.dtype) -> Callable[[], Tensor]:
         def forward() -> Tensor:
@@ -53,6 +55,8 @@ def build_calls(networks: dict[str, nn.Module], image: Tensor) -> dict[str, Call
         return forward
 
     calls = {f"{name}, float32": call(network, torch.float32) for name, network in networks.items()}
+    if best_precision(image.device) != "bfloat16":
+        return calls
     half = {f"{name}, bf16": call(networks[name], torch.bfloat16) for name in ("PyTorch", "TorchScript")}
     return calls | half
 

@@ -40,6 +40,7 @@ ROOT = Path(__file__).parents[1]
 CONFIG, PLAIN = str(ROOT / "configs/inference.json"), str(ROOT / "benchmarks/plain_inference.json")
 VARIANTS: dict[str, tuple[list[str], dict[str, Any]]] = {
     "digar": ([CONFIG], {}),
+    "digar, OpenVINO": ([CONFIG, str(ROOT / "configs/backend.json")], {}),
     "digar, foreground": ([CONFIG], {"foreground": 0.05}),
     "plain, 0 workers": ([CONFIG, PLAIN], {"num_workers": 0}),
     "plain, 2 workers": ([CONFIG, PLAIN], {"num_workers": 2}),

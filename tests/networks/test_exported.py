@@ -64,8 +64,8 @@ def test_the_torchscript_file_holds_metadata_and_config(folder: Path) -> None:
 @pytest.mark.slow
 def test_the_onnx_file_names_its_tensors_and_refuses_another_size(folder: Path) -> None:
     exported = load_exported(folder / "model.onnx")
-    assert exported.input.name == "image"
-    assert [output.name for output in exported.session.get_outputs()] == ["pred"]
+    assert [tensor.name for tensor in exported.model.get_inputs()] == ["image"]
+    assert [tensor.name for tensor in exported.model.get_outputs()] == ["pred"]
     with pytest.raises(ValueError, match=r"size \[1, 24, 16, 16\], .* takes \[1, 16, 16, 16\]: give the roi_size"):
         exported(torch.rand(1, 1, 24, 16, 16))
 

@@ -29,6 +29,14 @@ class ExportFormat(Enum):
     onnx = "onnx"
 
 
+class Backend(Enum):
+    """What runs the network of a folder inference."""
+
+    pytorch = "pytorch"
+    onnxruntime = "onnxruntime"
+    openvino = "openvino"
+
+
 ENDINGS = {ExportFormat.torchscript: ".ts", ExportFormat.onnx: ".onnx"}
 
 app = typer.Typer(
@@ -226,6 +234,9 @@ def predict(
     output: Output,
     model: Models = None,
     dicom_seg: Annotated[bool, typer.Option("--dicom-seg", help="Write a DICOM SEG of every series as well.")] = False,
+    backend: Annotated[
+        Backend, typer.Option(help="What runs the network; others than PyTorch are installed apart.")
+    ] = Backend.pytorch,
     settings: Settings = None,
     show_command: ShowCommand = False,
 ) -> None:
@@ -234,8 +245,14 @@ def predict(
     Example: digar predict DATA/images -o masks
     """
     ids = _ids(settings, dataset_dir=images, output_dir=output, dicom_seg=dicom_seg or None, **_weights(model))
+    overlay = _exported(ids)
+    if backend is not Backend.pytorch:
+        if "ensemble" in ids:
+            raise typer.BadParameter("several models are averaged in PyTorch alone", param_hint="--backend")
+        overlay = ["backend.json"]
+        ids["backend"] = backend.value
     _run(
-        f"segmenting {images}", BundleRun(["inference.json", *_exported(ids)], "run", ids), show_command,
+        f"segmenting {images}", BundleRun(["inference.json", *overlay], "run", ids), show_command,
         {"masks": output, "report": output / "report.html", "volumes": output / "volumes.csv"},
     )  # fmt: skip
 

@@ -1,6 +1,8 @@
 """A trained network as one file for other programs, with its task inside: TorchScript or ONNX."""
 
+import hashlib
 import logging
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,8 +14,10 @@ from torch import Tensor, nn
 
 from digar import __version__
 from digar.data.task import Task, read_task, task_file, to_plain, write_task
-from digar.volumes.files import whole_file
+from digar.networks.of_task import load_model, segmentation_network
+from digar.volumes.files import file_hash, whole_file
 
+logger = logging.getLogger(__name__)
 OPSET = 18
 TALKATIVE = ("onnxscript", "onnx_ir", "torch.onnx")  # loggers that report every folded constant
 
@@ -53,6 +57,34 @@ def export_network(network: nn.Module, task: Task, file: str | Path) -> None:
         WRITERS[file.suffix](network.eval().cpu(), sample, facts, temporary)
     if not beside.exists():
         write_task(task, beside)
+
+
+def cached_onnx(weights_file: str | Path, cache_dir: str | Path | None = None) -> str:
+    """A model as an ONNX file in a cache, exported on its first use; a changed model gets another file.
+
+    Args:
+        weights_file: of a model, with its task beside it; an ONNX file is given back as it is.
+        cache_dir: of all such files, by default ``~/.cache/digar``; it can be deleted at any time.
+
+    Raises:
+        FileNotFoundError, ValueError: see :func:`digar.networks.of_task.load_model`; or it is a TorchScript file.
+        ImportError: onnx is not installed.
+    """
+    weights = Path(weights_file)
+    if weights.suffix == ".onnx":
+        return str(weights)
+    if weights.suffix == ".ts":
+        raise ValueError(f"{weights} is TorchScript, which only PyTorch runs: name the model itself, or an ONNX file")
+    task = read_task(task_file(weights))
+    key = hashlib.sha256(f"{file_hash(weights)} {__version__} {torch.__version__}\n{_text(task)}".encode()).hexdigest()
+    cache = Path(cache_dir or Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "digar")
+    file = cache / key[:24] / "model.onnx"
+    if not file.is_file():
+        logger.info("exporting %s to %s, once for this model", weights, file)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        network = load_model(segmentation_network(task), [weights], task)
+        export_network(network, task, file)
+    return str(file)
 
 
 def _text(task: Task) -> str:

@@ -95,8 +95,8 @@ def label_names(source: Path, named: Any) -> dict[int, str]:
         named: an object of either direction.
 
     Raises:
-        ValueError: it is not such a file, a value is not a whole number, two names share a value, or a label is a region
-            of several.
+        ValueError: it is not such a file, a value is not a whole number, two names share a value, or a label is
+            a region of several.
     """
     if not isinstance(named, dict):
         raise ValueError(f"{source}: 'labels' must be an object of values and names, it is {named!r}")
