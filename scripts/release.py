@@ -25,7 +25,7 @@ LEFT_OUT = ("tests/", ".ci/", ".github/", ".git", ".pre-commit-config.yaml", "py
 EPOCH = (1980, 1, 1, 0, 0, 0)  # the earliest date a zip can hold
 ZOO_NAME = "digar_hippocampus_mri_segmentation"  # the zoo's form: what, modality, task
 ZOO_TEST = f"tests/test_{ZOO_NAME}.py"
-OWN_MODEL = ("models/model.pt", "models/task.yaml")  # the zoo takes one model a bundle
+OWN_MODEL = ("models/model.pt", "models/task.yaml")  # one model a repository, under one licence
 LINK = re.compile(r"(!?\[[^\]]*\]\()(?!https?://|#)([^)\s]+)\)")
 PINS = "constraints.txt"
 
@@ -74,8 +74,7 @@ def write_zoo_form(folder: Path, root: Path = ROOT) -> Path:
         FileExistsError: the bundle is there already.
     """
     bundle = folder / "models" / ZOO_NAME
-    names = [name for name in bundle_files(root) if not name.startswith("models/") or name in OWN_MODEL]
-    _copy(names, root, bundle)
+    _copy(_with_one_model(root), root, bundle)
     shutil.copy(bundle / "configs/multi_gpu_train.json", bundle / "configs/multi_gpu_evaluate.json")
     metadata = _metadata(root)
     pins = oldest_pins((root / PINS).read_text(encoding="utf-8"))
@@ -106,7 +105,7 @@ def write_hub_form(folder: Path, repository: str, root: Path = ROOT) -> Path:
     if not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", repository):
         raise ValueError(f"{repository!r} is not OWNER/NAME, a repository on the Hugging Face hub")
     target = folder / repository.partition("/")[2]
-    _copy(bundle_files(root), root, target)
+    _copy(_with_one_model(root), root, target)
     text = (root / "README.md").read_text(encoding="utf-8")
     head = yaml.safe_dump(model_card(_metadata(root), repository), sort_keys=False)
     (target / "README.md").write_text(f"---\n{head}---\n\n{_whole_links(text, repository)}", encoding="utf-8")
@@ -147,6 +146,10 @@ def oldest_pins(text: str) -> dict[str, str]:
 
 def _metadata(root: Path) -> dict[str, Any]:
     return json.loads((root / "configs/metadata.json").read_text(encoding="utf-8"))
+
+
+def _with_one_model(root: Path) -> list[str]:
+    return [name for name in bundle_files(root) if not name.startswith("models/") or name in OWN_MODEL]
 
 
 def _copy(names: Sequence[str], root: Path, target: Path) -> None:

@@ -55,7 +55,7 @@ def test_the_zip_holds_no_tests_data_or_caches(archive: Path) -> None:
     with zipfile.ZipFile(archive) as content:
         names = content.namelist()
     unwanted = re.compile(
-        r"/tests?/|__pycache__|\.git|\.venv|\.pytest|/runs/|/demo/|\.nii|\.dcm$|/\.ci/|/models/(?!(hippocampus/)?(model\.pt|task\.yaml)$)"
+        r"/tests?/|__pycache__|\.git|\.venv|\.pytest|/runs/|/demo/|\.nii|\.dcm$|/\.ci/|/models/(?!(hippocampus/|cardiac/)?(model\.pt|task\.yaml|LICENSE\.txt)$)"
     )
     assert [name for name in names if unwanted.search(name)] == []
 
@@ -110,7 +110,7 @@ def test_the_hubs_form_has_a_model_card_and_whole_links(tmp_path: Path) -> None:
     own = "https://huggingface.co/someone/digar/"
     inside = [link.removeprefix(own).split("/", 2)[2].partition("#")[0] for link in links if link.startswith(own)]
     assert [name for name in inside if not (target / name).is_file()] == []
-    assert (target / "models/model.pt").is_file()
+    assert sorted(file.name for file in (target / "models").iterdir()) == ["model.pt", "task.yaml"]
 
 
 def test_the_hubs_library_reads_the_model_card(tmp_path: Path) -> None:

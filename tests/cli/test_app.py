@@ -140,7 +140,7 @@ def digar(*words: str | Path, cwd: Path) -> subprocess.CompletedProcess:
 def test_an_error_of_a_run_is_one_line_and_the_log_holds_the_rest(tmp_path: Path) -> None:
     result = digar("predict", "absent", "-o", "masks", cwd=tmp_path)
     assert result.returncode == 1
-    assert result.stderr.strip().startswith(f"ERROR FileNotFoundError: dataset_dir {tmp_path}/absent does not exist")
+    assert result.stderr.strip().startswith(f"ERROR FileNotFoundError: {tmp_path}/absent does not exist")
     assert len(result.stderr.strip().splitlines()) == 1
     assert "Traceback" in (tmp_path / "masks/log.txt").read_text()
 

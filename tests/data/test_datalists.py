@@ -120,7 +120,7 @@ def test_a_missing_folder_is_named(read, tmp_path):
 @pytest.mark.parametrize("read", [labelled_cases, scans])
 def test_a_volume_in_place_of_the_folder_is_refused(read, tmp_path):
     touch(tmp_path / "scan.nii.gz")
-    with pytest.raises(ValueError, match=f"{tmp_path}/scan.nii.gz is in none of the layouts"):
+    with pytest.raises(ValueError, match=f"{tmp_path}/scan.nii.gz has none of the known layouts"):
         read(tmp_path / "scan.nii.gz")
 
 

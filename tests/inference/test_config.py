@@ -231,7 +231,7 @@ def test_the_commands_exit_code_tells_all_done_some_failed_or_could_not_run(imag
     assert re.search(r"3 done, \d with warnings, 1 failed, 0 not run", failed.stdout)
     refused = start(command(tmp_path / "absent", out, weights, small_overlay))
     assert refused.returncode == 1
-    assert refused.stderr.strip().splitlines()[-1].endswith("pass --dataset_dir with a folder, file or list")
+    assert refused.stderr.strip().splitlines()[-1].endswith("does not exist: name a folder, a file or a list of images")
 
 
 @pytest.mark.slow

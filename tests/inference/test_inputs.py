@@ -200,7 +200,7 @@ def test_an_empty_or_missing_folder_is_named(tmp_path):
     touch(tmp_path / "notes.md")
     with pytest.raises(FileNotFoundError, match=f"dataset_dir {tmp_path} contains no volume"):
         find_cases(tmp_path, tmp_path / "out")
-    with pytest.raises(FileNotFoundError, match="absent does not exist: pass --dataset_dir"):
+    with pytest.raises(FileNotFoundError, match="absent does not exist: name a folder"):
         find_cases(tmp_path / "absent", tmp_path / "out")
 
 

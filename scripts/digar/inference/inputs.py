@@ -58,7 +58,7 @@ def find_cases(
     """
     source, output = Path(dataset_dir).absolute(), Path(output_dir).absolute()
     if not volume_exists(source):
-        raise FileNotFoundError(f"dataset_dir {source} does not exist: pass --dataset_dir with a folder, file or list")
+        raise FileNotFoundError(f"{source} does not exist: name a folder, a file or a list of images")
     if (images := _images_of_data_set(source)) is not None:
         entries = images
         root = str(source) if source.is_dir() else _common_folder(entries)

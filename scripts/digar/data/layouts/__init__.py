@@ -28,11 +28,11 @@ def read_data(place: str | Path, labelled: bool = False) -> DataSet:
 
     Raises:
         FileNotFoundError: there is no such place, or a file that is listed is missing.
-        ValueError: it is in none of the layouts; names the nearest one and what is missing.
+        ValueError: it has none of the layouts; names the nearest one and what is missing.
     """
     path = Path(place)
     if not path.exists():
-        raise FileNotFoundError(f"dataset_dir {path} does not exist: give a folder or a list of your data")
+        raise FileNotFoundError(f"{path} does not exist: name a folder or a list of your data")
     candidates = [layout for layout in LAYOUTS if layout.labelled or not labelled]
     wanting = [(layout, layout.missing(path)) for layout in candidates]
     for layout, missing in wanting:
@@ -43,6 +43,6 @@ def read_data(place: str | Path, labelled: bool = False) -> DataSet:
     nearest, missing = min(wanting, key=lambda item: len(item[1]))
     known = ", ".join(layout.name for layout in candidates)
     raise ValueError(
-        f"{path} is in none of the layouts that are known ({known}); the nearest is {nearest.name}, but "
+        f"{path} has none of the known layouts ({known}); the nearest is {nearest.name}, but "
         f"{'; '.join(missing)}"
     )
