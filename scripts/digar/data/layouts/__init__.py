@@ -43,6 +43,5 @@ def read_data(place: str | Path, labelled: bool = False) -> DataSet:
     nearest, missing = min(wanting, key=lambda item: len(item[1]))
     known = ", ".join(layout.name for layout in candidates)
     raise ValueError(
-        f"{path} has none of the known layouts ({known}); the nearest is {nearest.name}, but "
-        f"{'; '.join(missing)}"
+        f"{path} has none of the known layouts ({known}); the nearest is {nearest.name}, but {'; '.join(missing)}"
     )
