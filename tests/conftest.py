@@ -20,6 +20,7 @@ collect_ignore = (
     [] if importlib.util.find_spec("monailabel") else ["label"]
 )  # an environment of its own: make test-label
 torch.set_num_threads(1)  # the volumes are small: several threads only wait for each other
+HANGING = 900  # seconds after which processes that wait for each other are asked where they stand
 SMALL = {
     "num_classes": 7,
     "spacing": [8.0, 8.0, 8.0],

@@ -15,7 +15,7 @@ import torch
 from digar.data.phantoms import write_phantoms
 from digar.networks.compilation import missing_compiler
 
-from tests.conftest import ROOT, SMALL
+from tests.conftest import HANGING, ROOT, SMALL
 
 pytestmark = pytest.mark.slow
 STEPS = 12  # 4 epochs of 3 steps; 6 training cases
@@ -68,7 +68,7 @@ def start(
     ]  # fmt: skip
     out.mkdir(parents=True, exist_ok=True)
     with (out / "log.txt").open("a") as log:
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONFAULTHANDLER": "1"}
         return subprocess.Popen(
             words, cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
         )
@@ -90,7 +90,12 @@ def wait_until(process: subprocess.Popen, condition: Callable[[], bool]) -> None
 
 
 def finish(process: subprocess.Popen, out: Path, code: int = 0) -> None:
-    assert process.wait() == code, (out / "log.txt").read_text()[-3000:]
+    try:
+        ended = process.wait(HANGING)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGABRT)  # the stacks go to the log
+        ended = process.wait()
+    assert ended == code, (out / "log.txt").read_text()[-6000:]
 
 
 def final_state(out: Path) -> dict:

@@ -20,7 +20,7 @@ from monai.bundle import ConfigWorkflow
 from monai.engines import IterationEvents
 from PIL import Image
 
-from tests.conftest import ROOT
+from tests.conftest import HANGING, ROOT
 
 META, LOGGING = str(ROOT / "configs/metadata.json"), str(ROOT / "configs/logging.conf")
 
@@ -392,12 +392,18 @@ def test_a_mistyped_option_is_refused_on_the_command_line(small_overlay: str, tm
 
 
 def run_in_two_processes(*arguments: str) -> None:
-    """The bundle's command under torchrun; it must end with 0."""
+    """The bundle's command under torchrun; it must end with 0. Processes that wait for each other say where."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     command += ["-m", "monai.bundle", "run", *arguments]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
-    assert result.returncode == 0, result.stderr[-3000:]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONFAULTHANDLER": "1"}
+    pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
+    process = subprocess.Popen(command, cwd=ROOT, env=environment, text=True, **pipes)
+    try:
+        _, said = process.communicate(timeout=HANGING)
+    except subprocess.TimeoutExpired:
+        subprocess.run(["pkill", "-ABRT", "-P", str(process.pid)], check=False)  # the stack of each goes to stderr
+        _, said = process.communicate()
+    assert process.returncode == 0, said[-6000:]
 
 
 @pytest.mark.slow
