@@ -1,5 +1,7 @@
 """An exported file computes what its network does, for batches of any size, and says what it is for."""
 
+import os
+import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +23,8 @@ from digar.networks.of_task import segmentation_network
 from monai.data import load_net_with_metadata
 from torch import nn
 from typer.testing import CliRunner
+
+from tests.conftest import ROOT
 
 TASK = Task(
     name="small", channels=["MRI"], labels={1: "heart"}, spacing=(1.0, 1.0, 2.0), crop=(16, 16, 8), patch=(8, 8, 4),
@@ -140,6 +144,17 @@ def test_a_damaged_file_is_refused_by_every_backend(backend: str, tmp_path: Path
     (tmp_path / "model.onnx").write_bytes(b"no network")
     with pytest.raises(ValueError, match="cannot be read as ONNX: export it again"):
         load_exported(tmp_path / "model.onnx", backend)
+
+
+def test_openvino_reports_nothing_to_the_internet(model: Path) -> None:
+    code = (
+        "import sys; from digar.networks.exported import load_exported; load_exported(sys.argv[1], 'openvino'); "
+        "print(sys.modules['openvino.tools.ovc.telemetry_utils'].tm.__name__)"
+    )
+    command = [sys.executable, "-W", "ignore", "-c", code, cached_onnx(model, model.parent / "cache")]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "scripts")}
+    said = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
+    assert said.strip().endswith("telemetry_stub")
 
 
 def test_an_unknown_backend_is_refused_with_the_known_ones() -> None:

@@ -1,7 +1,9 @@
 """An exported file, TorchScript or ONNX, in the place of the PyTorch network."""
 
+import sys
 from abc import abstractmethod
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -124,6 +126,8 @@ class OpenVinoNetwork(OnnxNetwork):
     backend = "OpenVINO"
 
     def load(self, path: Path) -> Any:
+        # openvino reports each import to the internet through this package, and does without where it is missing
+        sys.modules.setdefault("openvino_telemetry", ModuleType("openvino_telemetry"))
         try:
             import openvino
         except ImportError as error:
