@@ -20,7 +20,7 @@ demo: .venv/installed
 	$(DIGAR) phantoms $(DEMO)/task --training 60 --test 8
 	$(DIGAR) pretrain $(DEMO)/task -o $(DEMO)/pretraining --task configs/demo_task.yaml $(QUICK)
 	$(DIGAR) train $(DEMO)/task -o $(DEMO)/model --task configs/demo_task.yaml $(QUICK) --set flip_probability=0.5 \
-		--pretrained $(DEMO)/pretraining/pretrained.pt --set val_interval=10
+		--pretrained $(DEMO)/pretraining/pretrained.pt --set max_epochs=30 --set val_interval=10
 	$(DIGAR) evaluate $(DEMO)/task -m $(DEMO)/model -o $(DEMO)/evaluation
 	$(DIGAR) predict $(DEMO)/task/imagesTs -m $(DEMO)/model -o $(DEMO)/masks
 	$(DIGAR) compare $(DEMO)/masks $(DEMO)/task/labelsTs --images $(DEMO)/task/imagesTs -o $(DEMO)/scores \
