@@ -11,9 +11,11 @@ import zipfile
 from pathlib import Path
 
 import digar
+import monai.bundle
 import nibabel as nib
 import numpy as np
 import pytest
+import torch
 import yaml
 from release import ZOO_NAME, oldest_pins, write_bundle, write_hub_form, write_zoo_form
 
@@ -55,7 +57,7 @@ def test_the_zip_holds_no_tests_data_or_caches(archive: Path) -> None:
     with zipfile.ZipFile(archive) as content:
         names = content.namelist()
     unwanted = re.compile(
-        r"/tests?/|__pycache__|\.git|\.venv|\.pytest|/runs/|/demo/|\.nii|\.dcm$|/\.ci/|/models/(?!(hippocampus/|cardiac/)?(model\.pt|task\.yaml|LICENSE\.txt)$)"
+        r"/tests?/|__pycache__|\.git|\.venv|\.pytest|/runs/|/demo/|\.nii|\.dcm$|/\.ci/|/models/(?!(hippocampus/)?(model\.pt|task\.yaml)$)"
     )
     assert [name for name in names if unwanted.search(name)] == []
 
@@ -89,6 +91,19 @@ def test_the_zoos_form_passes_the_zoos_unit_test_where_its_ci_starts_it(tmp_path
     result = subprocess.run(command, cwd=tmp_path, env=kept, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr[-3000:]
     assert "Ran 1 test" in result.stderr
+
+
+@pytest.mark.slow
+def test_the_zoos_form_passes_the_calls_of_the_zoos_verifier(tmp_path: Path) -> None:
+    bundle = write_zoo_form(tmp_path)
+    schema = str(shutil.copy(ROOT / "tests/metadata_schema.json", tmp_path))  # an existing file is not downloaded
+    files = {"meta_file": str(bundle / "configs/metadata.json")}
+    monai.bundle.verify_metadata(**files, filepath=schema)
+    files |= {"config_file": str(bundle / "configs/inference.json"), "bundle_root": str(bundle)}
+    monai.bundle.verify_net_in_out(net_id="network_def", **files)
+    weights, exported = str(bundle / "models/model.pt"), str(tmp_path / "verify_model.ts")
+    monai.bundle.ckpt_export(net_id="network_def", filepath=exported, ckpt_file=weights, **files)
+    torch.jit.load(exported)
 
 
 def test_of_several_pins_the_oldest_pythons_are_taken() -> None:

@@ -52,7 +52,9 @@ Output = Annotated[Path, typer.Option("-o", "--output", help="Where results go."
 Models = Annotated[
     list[str] | None,
     typer.Option(
-        "-m", "--model", help="A shipped model's name, a model's folder, or a file of weights; several are averaged."
+        "-m",
+        "--model",
+        help="A shipped model's name, a model's folder, a file of weights, or hf:OWNER/NAME; several are averaged.",
     ),
 ]
 TaskFile = Annotated[Path | None, typer.Option("--task", help="task.yaml from `digar plan`.")]
@@ -218,7 +220,7 @@ def evaluate(
 ) -> None:  # fmt: skip
     """Score a model on labelled images: Dice, distances in mm, volumes in ml, pictures of the worst cases.
 
-    Example: digar evaluate DATA/Task91_ACDC -m cardiac -o scores
+    Example: digar evaluate DATA/Task91_ACDC -m model -o scores
     """
     ids = _ids(settings, dataset_dir=data, output_dir=output, part=part, **_weights(model))
     _run(
@@ -326,7 +328,7 @@ def convert(
 
 @app.command()
 def export(
-    model: Annotated[str, typer.Argument(help="A shipped model's name, a model's folder, or a file of weights.")],
+    model: Annotated[str, typer.Argument(help="As for --model of predict.")],
     output: Annotated[Path, typer.Option("-o", "--output", help="A folder for the file.", show_default=False)],
     to: Annotated[ExportFormat, typer.Option("--to", help="Format of the file.")] = ExportFormat.torchscript,
     settings: Settings = None,
