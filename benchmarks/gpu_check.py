@@ -257,16 +257,19 @@ def memory_fallback(sizes: Sizes) -> Rows:
         return torch.cat([slab.logits.cpu() for slab in slabs], dim=1 + slabs[0].axis), inferer.window_batch
 
     with torch.inference_mode():
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
         expected, _ = logits(1)
+        enough = 2 * torch.cuda.max_memory_reserved()  # for one window, and not for a row of them
         torch.cuda.empty_cache()
         total = torch.cuda.get_device_properties(0).total_memory
-        torch.cuda.set_per_process_memory_fraction(min(1.0, (torch.cuda.memory_allocated() + 1.5 * 2**30) / total))
+        torch.cuda.set_per_process_memory_fraction(min(1.0, enough / total))
         try:
             found, taken = logits(512)
         finally:
             torch.cuda.set_per_process_memory_fraction(1.0)
     if taken >= 512:
-        raise RuntimeError("512 windows at once fitted into 1.5 GiB: nothing was tried")
+        raise RuntimeError(f"512 windows at once fitted into {enough / MIB:.0f} MiB: nothing was tried")
     difference = float((found - expected).abs().max() / expected.abs().max())
     if difference > 1e-3:
         raise RuntimeError(f"after the memory ran out the logits are {difference:.2g} apart")
@@ -310,11 +313,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             traceback.print_exc()
             failed = True
             result["sections"][name] = {"failed": f"{type(error).__name__}: {error}"}
+            write_json(options.output, result)
             continue
         finally:
             if options.device == "cuda":
                 torch.cuda.empty_cache()
         result["sections"][name] = {"seconds": time.monotonic() - start, "rows": rows}
+        write_json(options.output, result)  # what was measured stays if the time ends
         columns = list(dict.fromkeys(key for row in rows for key in row))
         print_table(
             f"{name}, {time.monotonic() - start:.0f} s", columns, [[row.get(c) for c in columns] for row in rows]

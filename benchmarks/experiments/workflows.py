@@ -30,7 +30,7 @@ from benchmarks.experiments.patients import Case, Parts, draw_labelled, read_cas
 from benchmarks.experiments.protocol import Job, Protocol, slug
 from benchmarks.experiments.scheduler import result_file
 from benchmarks.experiments.scores import best_rate, macro_auc
-from benchmarks.measure import held_memory, machine_facts
+from benchmarks.measure import default_device, held_memory, machine_facts
 
 ROOT = Path(__file__).resolve().parents[2]
 CURVE_POINTS = 40
@@ -340,11 +340,11 @@ def execute(protocol: Protocol, job: Job, state: Path, data: Path) -> dict[str, 
         cases = unpack(protocol, cases, state, data)
     work = pretrain if job.kind == "pretraining" else WORK[protocol.task]
     result = work(protocol, job, cases, state, data)
-    facts = machine_facts("cpu")
+    facts = machine_facts(default_device())
     described = {"experiment": protocol.name, "job": job.name, "kind": job.kind, "arm": job.arm}
     if job.kind != "pretraining":
         described |= {"labels": job.labels, "draw": job.draw, "seed": job.seed}
-    machine = {key: facts[key] for key in ("cpu", "cpu_bf16", "threads", "python", "torch", "monai")}
+    machine = {key: facts[key] for key in ("device", "cpu", "cpu_bf16", "threads", "python", "torch", "monai")}
     return {**described, "commit": commit(), "machine": machine, **result}
 
 
