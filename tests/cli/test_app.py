@@ -67,6 +67,16 @@ def test_training_is_the_bundles_run_with_absolute_paths(tmp_path: Path, monkeyp
     assert (option(words, "fold"), option(words, "max_epochs")) == ("2", "3")
 
 
+@pytest.mark.parametrize(("seconds", "told"), [(1.0, False), (1000.0, True)])
+def test_a_plan_of_days_says_how_to_get_a_shorter_one(
+    seconds: float, told: bool, task: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("digar.training.pace.seconds_per_step", lambda *_: seconds)
+    result = CliRunner().invoke(app, ["plan", str(task), "-o", str(tmp_path / "task.yaml"), "--memory", "2"])
+    assert result.exit_code == 0, result.output
+    assert ("shorter: smaller crops (--memory 0.5), larger voxels (--spacing), or a GPU" in result.output) == told
+
+
 def all_folds(data: Path, *more: str) -> list[list[str]]:
     result = CliRunner().invoke(app, ["train", str(data), "-o", "/out", "--folds", "all", "--show-command", *more])
     assert result.exit_code == 0, result.exception

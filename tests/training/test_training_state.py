@@ -190,7 +190,7 @@ def test_when_every_state_is_damaged_it_says_so_and_begins_nothing(tmp_path):
 
 
 def test_without_a_state_resuming_is_refused_with_what_to_do(tmp_path):
-    message = f"there is no training state in {tmp_path}/states: correct --output_dir, or start without --resume True"
+    message = f"there is no training state in {tmp_path}/states: correct --output_dir, or start without --resume"
     with pytest.raises(FileNotFoundError, match=message):
         make_run(tmp_path, resume=True).run.start()
 

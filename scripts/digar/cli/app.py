@@ -20,6 +20,7 @@ from digar.cli.values import check_values
 
 SPIN_COUNT = "1000"  # of OpenMP threads that wait for each other, before they sleep: docs/scaling.md
 CHATTER = {"monai.bundle.workflows": logging.WARNING, "monai.data.nvimgcodec_pydicom_plugin": logging.ERROR}  # loggers
+LONG_TRAINING = 12 * 3600  # seconds, from which a plan says how to get a shorter one
 
 
 class ExportFormat(Enum):
@@ -134,8 +135,11 @@ def plan(
     from digar.training.pace import duration, seconds_per_step
 
     pace = seconds_per_step(planned.task, BATCH_SIZE if planned.task.labels else PRETRAINING_BATCH_SIZE)
-    words = duration(planned.steps * pace)
+    seconds = planned.steps * pace
+    words = duration(seconds)
     _say(f"{planned.steps} steps of about {pace:.2g} s: {words} on this machine, reading and validating left out")
+    if seconds > LONG_TRAINING:
+        _say(f"shorter: smaller crops (--memory {memory / 4:g}), larger voxels (--spacing), or a GPU")
 
 
 @app.command()

@@ -271,7 +271,7 @@ class TrainingState:
             raise ValueError(f"resume is {resume!r}: it must be True, False or auto")
         if resume is True and not self.files():
             raise FileNotFoundError(
-                f"there is no training state in {self.folder}: correct --output_dir, or start without --resume True"
+                f"there is no training state in {self.folder}: correct --output_dir, or start without --resume"
             )
         if resume and self.files():
             self._resume()

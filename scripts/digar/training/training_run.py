@@ -197,7 +197,7 @@ class TrainingRun:
         idist.barrier()  # the first process has written the state before another one's end can take it along
         total = trainer.state.max_epochs * trainer.state.epoch_length
         logger.info(
-            "stopped by %s after step %d of %d; the state is in %s, the same command with --resume True goes on",
+            "stopped by %s after step %d of %d; the state is in %s, the same command with --resume goes on",
             signal.Signals(self.stopped_by).name,
             trainer.state.iteration,
             total,
