@@ -274,12 +274,8 @@ def memory_fallback(sizes: Sizes) -> Rows:
     difference = float((found - expected).abs().max() / expected.abs().max())
     if difference > 1e-3:
         raise RuntimeError(f"after the memory ran out the logits are {difference:.2g} apart")
-    return [
-        {
-            "what": "memory runs out",
-            "result": f"{allowed} MiB: {taken} windows at once instead of 512, {difference:.1e} apart",
-        }
-    ]
+    result = f"{allowed} MiB: {taken} windows at once instead of 512, {difference:.1e} apart"
+    return [{"what": "memory runs out", "result": result}]
 
 
 SECTIONS: dict[str, Callable[[Sizes], Rows]] = {
@@ -294,6 +290,23 @@ SECTIONS: dict[str, Callable[[Sizes], Rows]] = {
 }
 
 
+def run_section(name: str, sizes: Sizes) -> dict[str, Any]:
+    """Run and print a section: its seconds and rows, or why it failed."""
+    start = time.monotonic()
+    try:
+        rows = SECTIONS[name](sizes)
+    except Exception as error:  # noqa: BLE001 - the other sections are to run: it is told, and ends the command by 1
+        traceback.print_exc()
+        return {"failed": f"{type(error).__name__}: {error}"}
+    finally:
+        if sizes.step.device == "cuda":
+            torch.cuda.empty_cache()
+    seconds = time.monotonic() - start
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    print_table(f"{name}, {seconds:.0f} s", columns, [[row.get(c) for c in columns] for row in rows])
+    return {"seconds": seconds, "rows": rows}
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default=default_device(), choices=["cpu", "cuda"])
@@ -306,34 +319,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     machine = machine_facts(options.device)
     print_machine(machine)
     sizes = Sizes.of(options.device, options.toy)
-    began, failed = time.monotonic(), False
+    began = time.monotonic()
     result: dict[str, Any] = {"benchmark": "gpu_check", "machine": machine, "toy": options.toy, "sections": {}}
     for name in options.sections:
-        start = time.monotonic()
-        if start - began > 60 * options.minutes:
-            result["sections"][name] = {"left_out": "the time was over"}
-            continue
-        try:
-            rows = SECTIONS[name](sizes)
-        except Exception as error:  # noqa: BLE001 - the other sections are to run: it is told, and ends the command by 1
-            traceback.print_exc()
-            failed = True
-            result["sections"][name] = {"failed": f"{type(error).__name__}: {error}"}
-            write_json(options.output, result)
-            continue
-        finally:
-            if options.device == "cuda":
-                torch.cuda.empty_cache()
-        result["sections"][name] = {"seconds": time.monotonic() - start, "rows": rows}
+        late = time.monotonic() - began > 60 * options.minutes
+        result["sections"][name] = {"left_out": "the time was over"} if late else run_section(name, sizes)
         write_json(options.output, result)  # what was measured stays if the time ends
-        columns = list(dict.fromkeys(key for row in rows for key in row))
-        print_table(
-            f"{name}, {time.monotonic() - start:.0f} s", columns, [[row.get(c) for c in columns] for row in rows]
-        )
     for name, section in result["sections"].items():
         print(f"{name}: {section.get('failed') or section.get('left_out') or 'done'}")
-    write_json(options.output, result)
-    return int(failed)
+    return int(any("failed" in section for section in result["sections"].values()))
 
 
 if __name__ == "__main__":

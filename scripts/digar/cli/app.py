@@ -136,8 +136,8 @@ def plan(
 
     pace = seconds_per_step(planned.task, BATCH_SIZE if planned.task.labels else PRETRAINING_BATCH_SIZE)
     seconds = planned.steps * pace
-    words = duration(seconds)
-    _say(f"{planned.steps} steps of about {pace:.2g} s: {words} on this machine, reading and validating left out")
+    words = f"{planned.steps} steps of about {pace:.2g} s: {duration(seconds)} on this machine"
+    _say(f"{words}, reading and validating left out")
     if seconds > LONG_TRAINING:
         _say(f"shorter: smaller crops (--memory {memory / 4:g}), larger voxels (--spacing), or a GPU")
 
