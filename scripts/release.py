@@ -24,8 +24,8 @@ ROOT = Path(__file__).parents[1]
 LEFT_OUT = ("tests/", ".ci/", ".github/", ".git", ".pre-commit-config.yaml", "pyproject.toml")  # beginnings of paths
 EPOCH = (1980, 1, 1, 0, 0, 0)  # the earliest date a zip can hold
 ZOO_NAME = "digar_hippocampus_mri_segmentation"  # the zoo's form: what, modality, task
-ZOO_TEST = f"tests/test_{ZOO_NAME}.py"
-OWN_MODEL = ("models/model.pt", "models/task.yaml")  # one model a repository, under one licence
+ZOO_TESTS = (f"tests/test_{ZOO_NAME}.py", f"tests/test_{ZOO_NAME}_dist.py")
+OWN_MODEL = ("models/model.pt", "models/task.yaml", "models/hippocampus/")  # one model a repository, under one licence
 LINK = re.compile(r"(!?\[[^\]]*\]\()(?!https?://|#)([^)\s]+)\)")
 PINS = "constraints.txt"
 
@@ -62,7 +62,7 @@ def write_bundle(folder: Path, root: Path = ROOT) -> Path:
 
 
 def write_zoo_form(folder: Path, root: Path = ROOT) -> Path:
-    """What a pull request to MONAI's model zoo adds: ``models/NAME`` and its unit test in ``ci/unit_tests``.
+    """What a pull request to MONAI's model zoo adds: ``models/NAME`` and its unit tests in ``ci/unit_tests``.
 
     The zoo runs Python 3.10, so the metadata name the versions that install there. Its multi-process evaluation looks
     for ``multi_gpu_evaluate.json``, which is ``multi_gpu_train.json`` under another name.
@@ -83,7 +83,8 @@ def write_zoo_form(folder: Path, root: Path = ROOT) -> Path:
     (bundle / "configs/metadata.json").write_text(json.dumps(metadata, indent=4) + "\n", encoding="utf-8")
     tests = folder / "ci" / "unit_tests"
     tests.mkdir(parents=True, exist_ok=True)
-    shutil.copy(root / ZOO_TEST, tests)
+    for name in ZOO_TESTS:
+        shutil.copy(root / name, tests)
     return bundle
 
 
@@ -115,7 +116,7 @@ def write_hub_form(folder: Path, repository: str, root: Path = ROOT) -> Path:
 def model_card(metadata: dict[str, Any], repository: str) -> dict[str, Any]:
     """The head of a model card, by the hub's names, from the bundle's metadata."""
     scores = [
-        {"type": "dice", "name": name.replace("_", " "), "value": value}
+        {"type": "dice" if name.endswith("dice") else "hd95", "name": name.replace("_", " "), "value": value}
         for name, value in metadata["eval_metrics"].items()
     ]
     result = {
@@ -128,7 +129,7 @@ def model_card(metadata: dict[str, Any], repository: str) -> dict[str, Any]:
         "library_name": "monai",
         "pipeline_tag": "image-segmentation",
         "tags": ["monai", "medical", "mri", "3d", "segmentation", "hippocampus", "self-supervised"],
-        "metrics": ["dice"],
+        "metrics": ["dice", "hd95"],
         "model-index": [{"name": repository.partition("/")[2], "results": [result]}],
     }
 
@@ -149,7 +150,7 @@ def _metadata(root: Path) -> dict[str, Any]:
 
 
 def _with_one_model(root: Path) -> list[str]:
-    return [name for name in bundle_files(root) if not name.startswith("models/") or name in OWN_MODEL]
+    return [name for name in bundle_files(root) if not name.startswith("models/") or name.startswith(OWN_MODEL)]
 
 
 def _copy(names: Sequence[str], root: Path, target: Path) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import monai.bundle
 import pytest
 import torch
-from monai.bundle import ConfigParser, ConfigWorkflow
+from monai.bundle import ConfigWorkflow
 from release import bundle_files
 
 from tests.conftest import ROOT, SMALL
@@ -150,22 +150,3 @@ def overrides(task: Path, folder: Path) -> dict:
     """What the zoo's unit tests hand to a training, here with a small network."""
     own = {"bundle_root": str(ROOT), "dataset_dir": str(task), "output_dir": str(folder / "training")}
     return {**SMALL, **own, "weights_file": str(folder / "model.pt")}
-
-
-@pytest.mark.slow
-def test_training_in_two_processes_passes_the_zoos_unit_test(task: Path, tmp_path: Path) -> None:
-    parser = ConfigParser()
-    parser.read_config([config("train.json"), config("multi_gpu_train.json")])
-    parser.update(pairs=overrides(task, tmp_path) | {"validation_share": 0.4})
-    exported = str(tmp_path / "train.json")
-    ConfigParser.export_config_file(parser.config, exported, indent=4)
-    command = [
-        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nnodes=1", "--nproc_per_node=2",
-        "-m", "monai.bundle", "run", "--config_file", exported, "--logging_file", LOGGING, "--meta_file", META,
-    ]  # fmt: skip
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
-    assert result.returncode == 0, result.stderr[-3000:]
-    assert (tmp_path / "model.pt").is_file()
-    events = json.dumps(sorted(file.name for file in (tmp_path / "training/tensorboard").iterdir()))
-    assert "process_1" in events

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from digar.networks.precision import PRECISIONS, PrecisionInferer, best_precision
+from digar.networks.precision import PRECISIONS, PrecisionInferer, best_precision, training_precision
 from torch import Tensor, nn
 
 
@@ -106,3 +106,19 @@ def test_a_cpu_that_cannot_be_asked_computes_in_float32(monkeypatch):
 def test_a_gpu_computes_in_bfloat16_from_ampere_on(capability, expected, monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     assert best_precision("cuda:0") == expected
+
+
+@pytest.mark.parametrize(
+    ("crop", "patch", "expected"),
+    [
+        ([40, 56, 40], 8, "bfloat16"),
+        ([16, 24, 24], [8, 8, 8], "float32"),
+        ([24, 16, 16], 8, "bfloat16"),
+        ([96, 96, 8], [8, 8, 2], "bfloat16"),
+    ],
+)
+def test_a_cpu_trains_crops_of_two_patches_in_float32(crop, patch, expected, monkeypatch):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True}, raising=False)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    assert training_precision("cpu", crop, patch) == expected
+    assert training_precision("cuda:0", crop, patch) == "bfloat16"

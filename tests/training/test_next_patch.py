@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from digar.training.distributed import stop_processes
 from digar.training.losses import NextPatchLoss, count_predicted, next_patch_target, pooled_loss_metric
 from digar.training.losses.squared_error import PatchError
 from torch import Tensor, nn
@@ -177,12 +178,7 @@ def train_on_half(rank: int, folder: str) -> None:
         "metric": torch.tensor(pooled([(prediction, image, prefix)])),
     }
     torch.save(result, Path(folder) / f"rank{rank}.pt")
-    del (
-        network,
-        prediction,
-        loss,
-    )  # first: whoever frees the group's last owner while it holds Python's lock waits for its threads for ever
-    dist.destroy_process_group()
+    stop_processes()
 
 
 def test_two_processes_average_to_the_loss_of_one(monkeypatch):

@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from digar.training.distributed import stop_processes
 from digar.training.losses import PooledDiceCELoss
 from monai.losses import DiceCELoss
 from torch import Tensor, nn
@@ -46,11 +47,7 @@ def train_on_half(rank: int, folder: str) -> None:
     loss = PooledDiceCELoss()(network(features), label)
     loss.backward()
     torch.save({"loss": loss.detach(), "gradient": network.module.weight.grad}, Path(folder) / f"rank{rank}.pt")
-    del (
-        network,
-        loss,
-    )  # first: whoever frees the group's last owner while it holds Python's lock waits for its threads for ever
-    dist.destroy_process_group()
+    stop_processes()
 
 
 def test_two_processes_average_to_the_loss_and_gradient_of_one(monkeypatch):

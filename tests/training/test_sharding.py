@@ -8,6 +8,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from digar.networks import SegmentationNetwork
+from digar.training.distributed import stop_processes
 from digar.training.optimizers import build_adamw
 from digar.training.sharding import WholeInValidation, restore, shard_network, whole, whole_state
 from ignite.engine import Engine
@@ -82,8 +83,7 @@ def two_processes(rank: int, folder: str) -> None:
     if rank == 0:
         result = {"shares": shares, "states": states, "loss": loss.item() / 2, "norm": norm, "end": end}
         torch.save(result, Path(folder) / "sharded.pt")
-    del network, optimizer, evaluator, end, states, alone  # before the group: see test_next_patch.py
-    dist.destroy_process_group()
+    stop_processes()
 
 
 @pytest.mark.slow

@@ -6,6 +6,8 @@ import os
 import torch
 import torch.distributed as dist
 
+left_groups: list[dist.ProcessGroup | None] = []
+
 
 def start_processes() -> None:
     """Join the group of processes: NCCL on GPUs, gloo on CPUs; only the first process logs below warnings.
@@ -27,6 +29,17 @@ def start_processes() -> None:
     dist.init_process_group(backend, store=store, rank=rank, world_size=num_processes)
     if dist.get_rank() > 0:
         logging.disable(logging.INFO)
+
+
+def stop_processes() -> None:
+    """Leave the group of processes, and keep the object of the left group until this process ends.
+
+    The network's wrapper (DistributedDataParallel) also holds it. Were the wrapper's reference the last one, gloo's
+    threads would be joined under Python's lock, which they may wait for: the process would never end (PyTorch issue
+    56297).
+    """
+    left_groups.append(dist.group.WORLD)
+    dist.destroy_process_group()
 
 
 def restarts() -> int:
