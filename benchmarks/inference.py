@@ -6,7 +6,10 @@ Each variant runs in a process of its own; start-up is not counted. The plain co
 what zoo bundles have: float32, MONAI's loading, spacing, sliding window, inverting and saving, with 0 or 2 loader
 workers. ``published`` is the plain config with AR-SSL4M's overlap of 0.75. On the large volume it would take hours: the
 number of its windows is told instead. ``digar, foreground`` leaves out windows that hold nothing but air; in a
-generated CT the network, which never saw the like, labels some of that noise when it looks.
+generated CT the network, which never saw the like, labels some of that noise when it looks. ``nnU-Net`` is its own
+predictor around the same network (``pip install nnunetv2``), see ``benchmarks.nnunet_predictor``: the same windows, in
+float32, with a process each for preprocessing and export beside its own; normalised otherwise, so its masks are not
+compared.
 
     python -m benchmarks.inference --memory
 
@@ -24,7 +27,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +50,7 @@ VARIANTS: dict[str, tuple[list[str], dict[str, Any]]] = {
     "published": ([CONFIG, PLAIN], {"overlap": 0.75}),
 }
 PLAIN_VARIANTS = ("plain, 0 workers", "plain, 2 workers")
+NNUNET = {"nnU-Net": False, "nnU-Net, mirroring": True}
 
 
 @dataclass
@@ -56,12 +60,20 @@ class Job:
     files: list[str]
     options: dict[str, Any]
     threads: int
-    result: dict[str, float] = field(default_factory=dict)
+    mirroring: bool | None = None  # by nnU-Net's predictor; None: by the config
 
 
 def run_job(job: Job) -> dict[str, float]:
     """Seconds of the run itself, and the largest resident size in MiB, of this process (loader workers apart)."""
     torch.set_num_threads(job.threads)
+    if job.mirroring is not None:
+        from benchmarks.nnunet_predictor import predict
+
+        images, output = Path(job.options["dataset_dir"]), Path(job.options["output_dir"])
+        return {
+            "seconds": predict(CONFIG, str(ROOT), images, output, job.mirroring),
+            "peak_memory_mib": peak_resident(),
+        }
     workflow = ConfigWorkflow(
         config_file=job.files, workflow_type="inference", logging_file=False, bundle_root=str(ROOT), **job.options
     )
@@ -129,20 +141,25 @@ def compare(images: Path, variants: Sequence[str], threads: int, rounds: int, wo
     count = len(list(images.iterdir()))
     rows: dict[str, dict[str, Any]] = {}
     for turn, variant in itertools.product(range(rounds), variants):
-        files, options = VARIANTS[variant]
+        files, options = VARIANTS.get(variant, ([], {}))
         out = work / f"{images.name}-{variant.replace(', ', '-').replace(' ', '-')}-{turn}"
-        result = in_a_process(Job(files, {**options, "dataset_dir": str(images), "output_dir": str(out)}, threads))
+        options = {**options, "dataset_dir": str(images), "output_dir": str(out)}
+        result = in_a_process(Job(files, options, threads, NNUNET.get(variant)))
         print(f"{images.name}, {variant}: {result['seconds']:.1f} s, {result['peak_memory_mib']:.0f} MiB", flush=True)
         row = rows.setdefault(variant, {"variant": variant, "seconds": math.inf, "peak_memory_mib": 0.0, "masks": out})
         row["seconds"] = min(row["seconds"], result["seconds"])
         row["peak_memory_mib"] = max(row["peak_memory_mib"], result["peak_memory_mib"])
     best = min((rows[name]["seconds"] for name in PLAIN_VARIANTS if name in rows), default=None)
+    peer = rows["nnU-Net"]["seconds"] if "nnU-Net" in rows else None
     for row in rows.values():
         masks = row.pop("masks")
         row["files_per_minute"] = 60 * count / row["seconds"]
         row["times_the_better_plain"] = best / row["seconds"] if best else None
+        row["times_nnunet"] = peer / row["seconds"] if peer else None
         reference = work / f"{images.name}-plain-0-workers-0"
-        row["equal_voxels"], row["dice"] = agreement(masks, reference) if reference.is_dir() else (None, None)
+        row["equal_voxels"], row["dice"] = (
+            agreement(masks, reference) if reference.is_dir() and row["variant"] not in NNUNET else (None, None)
+        )
     return list(rows.values())
 
 
@@ -173,7 +190,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--large", type=int, nargs=3, default=[512, 512, 300], help="voxels of the large volume; 0 0 0: none"
     )
     parser.add_argument("--large_spacing", type=float, nargs=3, default=[0.8, 0.8, 1.0], help="mm")
-    parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=list(VARIANTS))
+    parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=[*VARIANTS, *NNUNET])
     parser.add_argument("--rounds", type=int, default=1, help="runs of each variant; the fastest counts")
     parser.add_argument("--memory", action="store_true", help="measure the memory of a large CT alone")
     parser.add_argument("--memory_shape", type=int, nargs=3, default=[512, 512, 800])
@@ -197,6 +214,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             "peak memory, MiB",
             "files per minute",
             "times the better plain",
+            "times nnU-Net",
             "equal",
             "Dice",
         ]

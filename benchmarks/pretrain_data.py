@@ -3,7 +3,7 @@
     python -m benchmarks.pretrain_data --output data.json
     python -m benchmarks.pretrain_data --task DATA/Task90_LeftAtrium --spacing 0.625 --scans 8
 
-Three ways to the same sample, a random crop scaled by its own percentiles, in turns within one process:
+Three ways to a random crop, as stored (the training's device scales it), in turns within one process:
 
 - ``no cache``: the scan is read, decompressed and resampled for every sample.
 - ``cache``: a crop is read from the scan's compact memory-mapped copy.
@@ -26,7 +26,16 @@ import nibabel as nib
 import numpy as np
 import torch
 from digar.data.datalists import scans
-from digar.data.sequences import RandPrefixd, Sequenced, SequenceDataset, Spatial, prepare_next_patch
+from digar.data.sequences import (
+    RandPrefixd,
+    Sequenced,
+    SequenceDataset,
+    Spatial,
+    join_samples,
+    prepare_next_patch,
+    scale_samples,
+)
+from digar.data.sequences.crops import NUM_PARTS
 from digar.networks import PretrainingNetwork
 from digar.networks.precision import PrecisionInferer, best_precision
 from digar.training.losses import NextPatchLoss
@@ -71,6 +80,7 @@ class StoredPatches(Dataset):
             "image": torch.from_numpy(np.load(self.files[index])),
             "prefix": torch.tensor(0),
             "kind": torch.tensor(0),
+            "extents": torch.zeros(NUM_PARTS, 3, dtype=torch.int64),
         }
 
 
@@ -125,7 +135,9 @@ def loader_rates(datasets: dict[str, Dataset], batch: int, workers: int, rounds:
     rates: dict[str, list[float]] = {name: [] for name in datasets}
     for _ in range(rounds):
         for name, dataset in datasets.items():
-            batches = iter(DataLoader(dataset, batch_size=batch, num_workers=workers, shuffle=True))
+            batches = iter(
+                DataLoader(dataset, batch_size=batch, num_workers=workers, shuffle=True, collate_fn=join_samples)
+            )
             next(batches)  # the workers have started
             start = time.perf_counter()
             number = sum(len(part["image"]) for part in batches)
@@ -142,7 +154,9 @@ def waiting(dataset: Dataset, arguments: argparse.Namespace, workers: int) -> di
     loss_function = NextPatchLoss(network.backbone.patch_size)
     inferer = PrecisionInferer(best_precision(device))
     waited = worked = 0.0
-    batches = iter(DataLoader(dataset, batch_size=arguments.batch, num_workers=workers, shuffle=True))
+    batches = iter(
+        DataLoader(dataset, batch_size=arguments.batch, num_workers=workers, shuffle=True, collate_fn=join_samples)
+    )
     for step in range(arguments.steps + 1):
         start = time.perf_counter()
         batch = next(batches)
@@ -199,7 +213,8 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
         patches = []
         for index in tqdm(range(len(cached)), desc="storing the peer's patches", leave=False):
             patches.append(folder / f"patch_{index}.npy")
-            np.save(patches[-1], cached[index]["image"].numpy())
+            sample = cached[index]
+            np.save(patches[-1], scale_samples(sample["image"][None], sample["extents"][None])[0].numpy())
         ways = {
             "no cache": make_dataset(files, options, None),
             "cache": cached,

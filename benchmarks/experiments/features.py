@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from digar.data.sequences.crops import CropReader
+from digar.data.sequences.crops import resized, stored
 from digar.inference.embeddings import sample_windows
 from digar.networks.transformer import Backbone
 from digar.volumes.checks import CheckedReader
@@ -25,8 +25,8 @@ def layer_means(backbone: Backbone, scan: Tensor, normalise: bool) -> np.ndarray
     ``normalise``: every token to mean 0 and deviation 1 first, as the last layer's are. Without, the patch embedding
     outweighs all that the blocks add to it.
     """
-    reader = CropReader(backbone.image_size)
-    windows = [torch.as_tensor(reader.read(scan, w)) for w in sample_windows(scan, backbone.image_size)]
+    size = backbone.image_size
+    windows = [resized(stored(scan, window), size) for window in sample_windows(scan, size)]
     hidden = backbone(torch.stack(windows))
     if normalise:
         hidden = [F.layer_norm(tokens, tokens.shape[-1:]) for tokens in hidden]

@@ -5,8 +5,20 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
-from digar.data.sequences import Contrast, RandPrefixd, Semantic, Sequenced, Spatial, prepare_next_patch
-from digar.data.sequences.crops import CropReader, random_window
+from digar.data.sequences import (
+    Contrast,
+    RandPrefixd,
+    Semantic,
+    Sequenced,
+    SequenceKind,
+    Spatial,
+    join_samples,
+    prepare_next_patch,
+    scale_samples,
+)
+from digar.data.sequences.crops import random_window, resized, stored
+from digar.data.sequences.parts import join_parts
+from digar.volumes.intensities import scale_by_percentiles
 from torch import Tensor
 from torch.nn.functional import interpolate
 
@@ -20,12 +32,17 @@ def numbered(*shape: int) -> Tensor:
 
 def crop_of(scan: Tensor, size: tuple[int, ...], seed: int) -> Tensor:
     """A random window in the scan's own numbers, as a spatial sequence cuts it."""
-    reader = CropReader(size)
-    return torch.from_numpy(reader.read(scan, random_window(scan.shape[1:], reader.size, np.random.RandomState(seed))))
+    return resized(stored(scan, random_window(scan.shape[1:], size, np.random.RandomState(seed))), size)
 
 
 def build_spatial(scan: Tensor, size: tuple[int, ...], seed: int, **options: object) -> Tensor:
-    return Spatial(size, None, **options).build([scan], [], np.random.RandomState(seed))
+    return scaled(Spatial(size, None, **options), [scan], [], np.random.RandomState(seed))
+
+
+def scaled(kind: SequenceKind, *build: object) -> Tensor:
+    """A sample as a training sees it."""
+    image, extents = join_parts(kind.build(*build), kind.sample_size)
+    return scale_samples(image[None], (0 if kind.scales else 1) * extents[None])[0]
 
 
 def random_scan(*shape: int) -> Tensor:
@@ -205,7 +222,7 @@ def test_a_contrast_sequence_is_one_window_of_each_modality_scaled_by_itself_and
     modalities = [random_scan(1, 7, 8, 9) * factor + 100 * factor for factor in (1, 5, 0.1, 20)]
     starts = set()
     for seed in range(30):
-        sample = Contrast((4, 5, 12), None, "abcd").build(modalities, [], np.random.RandomState(seed))
+        sample = scaled(Contrast((4, 5, 12), None, "abcd"), modalities, [], np.random.RandomState(seed))
         assert sample.shape == (1, 4, 5, 12)
         state = np.random.RandomState(seed)
         start = tuple(state.randint(length - size + 1) for length, size in zip((7, 8, 9), (4, 5, 3), strict=True))
@@ -228,14 +245,14 @@ def test_a_semantic_sequence_is_a_crop_around_each_centre_scaled_by_itself_and_j
     lesions = [random_scan(1, 12, 11, 10 + i) * (i + 1) for i in range(4)]
     centres = [(6, 5, 5), (5.4, 6.4, 2.2), (0, 20, 5), (11, 0, 12)]  # the last two would leave their scans
     starts = [(4, 3, 4), (3, 4, 1), (0, 6, 4), (7, 0, 10)]
-    sample = Semantic((5, 5, 12), None).build(lesions, centres, STATE)
+    sample = scaled(Semantic((5, 5, 12), None), lesions, centres, STATE)
     expected = [plain_part(scan, start, (5, 5, 3)) for scan, start in zip(lesions, starts, strict=True)]
     np.testing.assert_allclose(sample[0], np.concatenate(expected, axis=2), atol=1e-4)
 
 
 def test_a_scan_thinner_than_the_crop_is_taken_whole_and_resized():
     lesions = [random_scan(1, 3, 9, 2)] * 4
-    sample = Semantic((6, 6, 16), None).build(lesions, [(1, 4, 1)] * 4, STATE)
+    sample = scaled(Semantic((6, 6, 16), None), lesions, [(1, 4, 1)] * 4, STATE)
     assert sample.shape == (1, 6, 6, 16)
     whole = interpolate(lesions[0][None, :, :, 2:8], (6, 6, 4), mode="trilinear")[0].numpy()
     low, high = np.percentile(whole, [1, 99.9])
@@ -265,7 +282,7 @@ def test_every_kind_ends_as_the_same_sample():
     transform = Sequenced(make_kinds()).set_random_state(seed=0)
     for index, item in enumerate(items):
         sample = transform(item)
-        assert set(sample) == {"image", "kind"}
+        assert set(sample) == {"image", "kind", "extents"}
         assert (sample["image"].shape, sample["image"].dtype) == ((1, 4, 4, 8), torch.float32)
         assert int(sample["kind"]) == index
 
@@ -306,13 +323,31 @@ def test_prefixes_collate_to_integers_beside_the_image():
 
 
 def test_a_batch_becomes_the_images_the_losss_target_and_the_networks_second_input():
-    batch = {"image": torch.rand(2, 1, 4, 4, 4), "prefix": torch.tensor([3, 0]), "kind": torch.tensor([0, 2])}
+    batch = {
+        "image": torch.rand(2, 1, 4, 4, 4), "extents": torch.tensor([[[0] * 3] * 4, [[4, 4, 4], *[[0] * 3] * 3]]),
+        "prefix": torch.tensor([3, 0]), "kind": torch.tensor([0, 2]),
+    }  # fmt: skip
     image, target, arguments, keywords = prepare_next_patch(batch, "cpu", False, dtype=torch.float64)
     assert image.dtype == torch.float64
-    torch.testing.assert_close(image, batch["image"].double())
+    torch.testing.assert_close(image[0], batch["image"][0].double())
+    torch.testing.assert_close(image[1], scale_by_percentiles(batch["image"][1]).double())
     assert target[0] is image
     assert torch.equal(target[1], batch["prefix"])
     assert torch.equal(target[2], batch["kind"])
     assert target[1].dtype == torch.int64  # lengths are no pixels: the images' type is not theirs
     assert arguments == (target[1],)
     assert keywords == {}
+
+
+# Samples as stored
+
+
+def test_samples_leave_the_loader_as_they_are_stored_and_a_batch_holds_them_all():
+    narrow, wide = (np.full((1, 6, 6, 6), value, dtype) for value, dtype in ((200, np.uint8), (-900, np.int16)))
+    transform = Sequenced(make_kinds())
+    samples = [transform({"kind": "contrast", "image": [scan] * 4, "centre": []}) for scan in (narrow, wide)]
+    assert [sample["image"].dtype for sample in samples] == [torch.uint8, torch.int16]
+    batch = join_samples(samples)
+    assert batch["image"].dtype == torch.int16
+    assert batch["image"].unique().tolist() == [-900, 200]
+    assert batch["extents"].tolist() == [[[4, 4, 2]] * 4] * 2

@@ -11,7 +11,7 @@ import pytest
 import torch
 from digar.data.datalists import split_cases
 from digar.data.phantom_studies import write_lesions, write_studies
-from digar.data.sequences import Contrast, RandPrefixd, Semantic, Sequenced, SequenceDataset, Spatial
+from digar.data.sequences import Contrast, RandPrefixd, Semantic, Sequenced, SequenceDataset, Spatial, join_samples
 from digar.data.sequences.dataset import divide
 from digar.data.sources import left_out_cases, pretraining_cases, split_by_patient
 from digar.volumes.prepared import VolumeStore, prepare_volumes
@@ -249,7 +249,7 @@ def test_of_a_scan_with_many_channels_a_network_of_one_sees_one_at_a_time(tmp_pa
 
 
 def samples(dataset: SequenceDataset, num_workers: int = 0) -> dict[str, torch.Tensor]:
-    batches = list(DataLoader(dataset, batch_size=4, num_workers=num_workers))
+    batches = list(DataLoader(dataset, batch_size=4, num_workers=num_workers, collate_fn=join_samples))
     return {key: torch.cat([batch[key] for batch in batches]) for key in ("image", "prefix", "kind")}
 
 

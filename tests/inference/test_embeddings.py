@@ -6,7 +6,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from digar.data.sequences.crops import CropReader
+from digar.data.sequences.crops import read_crop
 from digar.inference.embeddings import embed_scan, sample_windows, write_embeddings
 from digar.networks import PretrainingNetwork
 from monai.inferers import SimpleInferer
@@ -52,7 +52,7 @@ def test_air_is_left_out():
 @torch.inference_mode()
 def test_the_vector_is_the_mean_over_the_patch_tokens(network):
     scan = torch.rand(1, 8, 8, 8)
-    sample = CropReader((8, 8, 8))(scan, (slice(None),) * 3)[None]
+    sample = read_crop(scan, (slice(None),) * 3, (8, 8, 8))[None]
     expected = network.backbone(sample)[-1][0, 1:9].mean(dim=0)
     torch.testing.assert_close(embed(network, scan), expected)
 

@@ -34,6 +34,7 @@ def make_batches(kinds: list[list[int]]) -> list[dict]:
             "image": torch.rand(len(kind), 1, *SIZE, generator=generator) * torch.rand(1, generator=generator) * 5,
             "prefix": torch.randint(0, N, (len(kind),), generator=generator),
             "kind": torch.tensor(kind),
+            "extents": torch.zeros(len(kind), 4, 3),
         }
         for kind in kinds
     ]

@@ -178,7 +178,10 @@ def test_every_validation_of_a_pretraining_writes_one_page(tmp_path):
     network = PretrainingNetwork((8, 8, 4), PATCH, size={"hidden_size": 12, "num_layers": 1, "num_heads": 2})
     evaluator = SupervisedEvaluator(
         device=torch.device("cpu"),
-        val_data_loader=[{"image": sign * IMAGE, "prefix": PREFIX, "kind": torch.zeros(3)} for sign in (1, -1)],
+        val_data_loader=[
+            {"image": sign * IMAGE, "prefix": PREFIX, "kind": torch.zeros(3), "extents": torch.zeros(3, 4, 3)}
+            for sign in (1, -1)
+        ],
         network=network,
         prepare_batch=prepare_next_patch,
         decollate=False,

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from digar.volumes.intensities import ScaleIntensityd, percentiles, scale_by_percentiles
+from digar.volumes.intensities import ScaleIntensityd, percentiles, scale_by_percentiles, scale_on_device
 from monai.data import MetaTensor
 from monai.transforms import ScaleIntensityRangePercentilesd
 
@@ -26,6 +26,15 @@ def test_percentiles_are_numpys(name, count, dtype):
     np.testing.assert_allclose(percentiles(values), expected, rtol=1e-6, atol=1e-9)
 
 
+@pytest.mark.parametrize("dtype", [np.int16, np.uint8, np.float32])
+@pytest.mark.parametrize("count", [1, 2, 100, 100_003])
+@pytest.mark.parametrize("name", NUMBERS)
+def test_a_gpus_way_to_scale_gives_the_same_numbers(name, count, dtype):
+    values = torch.from_numpy(NUMBERS[name](np.random.default_rng(0), count).clip(0, 255).astype(dtype))
+    expected = scale_by_percentiles(values[None])[0]
+    torch.testing.assert_close(scale_on_device(values), expected, rtol=0, atol=1e-6)
+
+
 def test_each_channel_is_scaled_by_its_own_percentiles_and_clipped():
     crop = np.random.default_rng(1).gamma(2, 100, (2, 20, 20, 20)).astype(np.float32)
     crop[1] += 5000
@@ -33,7 +42,7 @@ def test_each_channel_is_scaled_by_its_own_percentiles_and_clipped():
     for channel in range(2):
         low, high = np.percentile(crop[channel], [1, 99.9])
         expected[channel] = np.clip((crop[channel] - low) / (high - low), 0, 1)
-    scaled = scale_by_percentiles(crop)
+    scaled = scale_by_percentiles(torch.from_numpy(crop))
     assert scaled.dtype == torch.float32
     np.testing.assert_allclose(scaled.numpy(), expected, atol=1e-5)
 
@@ -41,7 +50,7 @@ def test_each_channel_is_scaled_by_its_own_percentiles_and_clipped():
 def test_where_both_percentiles_agree_what_is_above_becomes_1():
     crop = np.full((1, 20, 20, 20), 5, np.int16)
     crop[0, 0, 0, :3] = 6, 4, 300
-    scaled = scale_by_percentiles(crop)
+    scaled = scale_by_percentiles(torch.from_numpy(crop))
     assert scaled[0, 0, 0, :4].tolist() == [1, 0, 1, 0]
     assert scaled.sum() == 2
 

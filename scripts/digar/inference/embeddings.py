@@ -12,7 +12,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from digar.data.layouts import Case
-from digar.data.sequences.crops import CropReader
+from digar.data.sequences.crops import read_crop
 from digar.networks import PretrainingNetwork
 from digar.volumes.checks import WARNINGS, CheckedReader
 from digar.volumes.files import whole_file, write_rows
@@ -51,8 +51,8 @@ def embed_scan(
     """
     backbone = network.backbone
     channels = scan.split(1) if backbone.in_channels == 1 else [scan]
-    read = CropReader(backbone.image_size)
-    samples = [read(part, window) for part in channels for window in sample_windows(part, backbone.image_size)]
+    size = backbone.image_size
+    samples = [read_crop(part, window, size) for part in channels for window in sample_windows(part, size)]
     parts = [
         inferer(torch.stack(samples[start : start + batch_size]).to(device), lambda image: backbone(image)[-1])
         for start in range(0, len(samples), batch_size)

@@ -1,35 +1,55 @@
 """What a process loads: its share of the samples, in batches, beside the training."""
 
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import ignite.distributed as idist
-from monai.data import DataLoader, Dataset
+from monai.data import DataLoader, Dataset, list_data_collate
 from monai.data.utils import worker_init_fn
 
 from digar.data.sampler import ResumableSampler
 
 
-def training_loader(dataset: Dataset, batch_size: int, num_workers: int, seed: int) -> DataLoader:
-    """Batches of this process' samples in an order that depends on seed and epoch, from any step of an epoch on."""
+def training_loader(
+    dataset: Dataset,
+    batch_size: int,
+    num_workers: int,
+    seed: int,
+    collate_fn: Callable[[Sequence], Any] = list_data_collate,
+) -> DataLoader:
+    """Batches of this process' samples in an order that depends on seed and epoch, from any step of an epoch on.
+
+    Args:
+        dataset: the samples of all processes.
+        batch_size: of a process.
+        num_workers: processes that load beside the training.
+        seed: of the order.
+        collate_fn: makes a batch of samples.
+    """
     sampler = ResumableSampler(dataset, idist.get_world_size(), idist.get_rank(), seed=seed)
     return DataLoader(
-        dataset, batch_size=batch_size, sampler=sampler, num_workers=num_workers, worker_init_fn=start_worker
+        dataset,
+        batch_size=batch_size,
+        sampler=sampler,
+        num_workers=num_workers,
+        collate_fn=collate_fn,
+        worker_init_fn=start_worker,
     )
 
 
-def shared_loader(dataset: Dataset, batch_size: int = 1, collate_fn: Callable[[list], Any] | None = None) -> DataLoader:
+def shared_loader(
+    dataset: Dataset, batch_size: int = 1, collate_fn: Callable[[Sequence], Any] = list_data_collate
+) -> DataLoader:
     """Every sample once, in one of the processes.
 
     Args:
         dataset: the cases of all processes.
         batch_size: of a process.
-        collate_fn: makes a batch of samples; None for MONAI's own.
+        collate_fn: makes a batch of samples.
     """
-    options = {} if collate_fn is None else {"collate_fn": collate_fn}
     own = cases_of_process(len(dataset), idist.get_rank(), idist.get_world_size())
-    return DataLoader(dataset, batch_size=batch_size, sampler=own, num_workers=0, **options)
+    return DataLoader(dataset, batch_size=batch_size, sampler=own, num_workers=0, collate_fn=collate_fn)
 
 
 def cases_of_process(length: int, rank: int, num_processes: int) -> range:

@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from monai.bundle import ConfigParser
 
-from digar.data.sequences import SequenceDataset
+from digar.data.sequences import SequenceDataset, scale_samples
 from digar.training.losses import patch_order
 from digar.volumes.pictures import save_figure
 
@@ -114,7 +114,7 @@ def _main() -> None:
     patch_size = np.broadcast_to(config.get_parsed_content("patch_size"), 3).tolist()
     draw_sequence(
         options.output,
-        sample["image"][0].numpy(),
+        scale_samples(sample["image"][None], sample["extents"][None])[0, 0].numpy(),
         int(sample["prefix"]),
         patch_size,
         config.get_parsed_content("token_order"),

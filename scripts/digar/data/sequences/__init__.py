@@ -3,6 +3,7 @@
 from digar.data.sequences.contrast import Contrast
 from digar.data.sequences.dataset import SequenceDataset
 from digar.data.sequences.kind import Sequenced, SequenceKind
+from digar.data.sequences.parts import join_samples, scale_samples
 from digar.data.sequences.prefix import RandPrefixd, prepare_next_patch
 from digar.data.sequences.semantic import Semantic
 from digar.data.sequences.spatial import Spatial
@@ -15,5 +16,7 @@ __all__ = [
     "SequenceKind",
     "Sequenced",
     "Spatial",
+    "join_samples",
     "prepare_next_patch",
+    "scale_samples",
 ]

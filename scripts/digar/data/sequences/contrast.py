@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from digar.data.layouts import Case
-from digar.data.sequences.crops import NUM_PARTS, CropReader, Scan, part_size, random_window
+from digar.data.sequences.crops import NUM_PARTS, Scan, part_size, random_window, stored
 from digar.data.sequences.kind import SequenceKind
 from digar.data.studies import incomplete_studies, study_cases
 
@@ -30,7 +30,7 @@ class Contrast(SequenceKind):
     def __init__(self, sample_size: Sequence[int], source: str | Path | None, modalities: Sequence[str]) -> None:
         super().__init__(sample_size, source)
         self.modalities = list(modalities)
-        self.reader = CropReader(part_size(sample_size))
+        self.part_size = part_size(sample_size)
 
     def find(self, source: str | Path) -> list[Case]:
         return study_cases(source, self.modalities)
@@ -38,13 +38,15 @@ class Contrast(SequenceKind):
     def left_out(self, source: str | Path) -> list[tuple[str, str]]:
         return incomplete_studies(source, self.modalities)
 
-    def build(self, scans: Sequence[Scan], centres: Sequence[np.ndarray], state: np.random.RandomState) -> torch.Tensor:
+    def build(
+        self, scans: Sequence[Scan], centres: Sequence[np.ndarray], state: np.random.RandomState
+    ) -> list[torch.Tensor]:
         """Raises ValueError where there are not four modalities on one grid."""
         shapes = [tuple(scan.shape) for scan in scans]
         if len(shapes) != NUM_PARTS or len(set(shapes)) > 1:
             raise ValueError(f"a contrast sequence needs {NUM_PARTS} modalities on one grid, not {shapes}")
-        window = random_window(shapes[0][1:], self.reader.size, state)
-        return torch.cat([self.reader(scan, window) for scan in scans], dim=3)
+        window = random_window(shapes[0][1:], self.part_size, state)
+        return [stored(scan, window) for scan in scans]
 
     def part_names(self, joined: Sequence[Case]) -> list[str]:
         return self.modalities

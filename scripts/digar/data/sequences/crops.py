@@ -1,10 +1,10 @@
-"""Windows of a scan: drawn at random or around a centre, read, brought to a size, scaled by their own percentiles."""
+"""Windows of a scan: drawn at random or around a centre, read as stored, resized, scaled by their own percentiles."""
 
 from collections.abc import Sequence
 
 import numpy as np
 import torch
-from monai.transforms import Resize
+from torch.nn.functional import interpolate
 
 from digar.volumes.intensities import scale_by_percentiles
 
@@ -47,24 +47,19 @@ def part_size(sample_size: Sequence[int]) -> tuple[int, int, int]:
     return x, y, z // NUM_PARTS
 
 
-class CropReader:
-    """Reads a window of a scan as ``(C, *size)`` float32, each channel's 1 and 99.9 percentiles at 0 and 1.
+def stored(scan: Scan, window: Window) -> torch.Tensor:
+    """The window of a scan in its own numbers, a copy; only this part of a memory-mapped scan is read."""
+    part = scan[(slice(None), *window)]
+    return torch.from_numpy(np.array(part.numpy() if isinstance(part, torch.Tensor) else part, order="C"))
 
-    A window with an axis shorter than the size is resized, linearly.
-    """
 
-    def __init__(self, size: Sequence[int]) -> None:
-        self.size = tuple(int(n) for n in size)
-        self.resize = Resize(self.size, mode="trilinear")
+def resized(crop: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
+    """A crop ``(C, X, Y, Z)`` brought linearly to ``(C, *size)`` float32; one that has the size is given back."""
+    if crop.shape[1:] == tuple(size):
+        return crop
+    return interpolate(crop[None].float(), tuple(size), mode="trilinear")[0]
 
-    def read(self, scan: Scan, window: Window) -> np.ndarray:
-        """The window ``(C, *size)``, in the scan's own numbers; only this part of a memory-mapped scan is read."""
-        part = scan[(slice(None), *window)]
-        crop = part.numpy() if isinstance(part, torch.Tensor) else part
-        crop = np.array(crop, order="C")  # a copy: the scan may be read-only
-        if crop.shape[1:] == self.size:
-            return crop
-        return self.resize(torch.from_numpy(crop.astype(np.float32))).numpy()
 
-    def __call__(self, scan: Scan, window: Window) -> torch.Tensor:
-        return scale_by_percentiles(self.read(scan, window))
+def read_crop(scan: Scan, window: Window, size: Sequence[int]) -> torch.Tensor:
+    """A window of a scan resized, float32, each channel's 1 and 99.9 percentiles at 0 and 1."""
+    return scale_by_percentiles(resized(stored(scan, window), size))

@@ -11,6 +11,7 @@ from monai.transforms import Randomizable, Transform
 
 from digar.data.layouts import Case
 from digar.data.sequences.crops import Scan
+from digar.data.sequences.parts import join_parts
 
 
 class SequenceKind(ABC):
@@ -24,6 +25,7 @@ class SequenceKind(ABC):
     option: str  # the config's id for the source, which errors name
     description: str  # of a sequence, for the title of its picture
     joins = 1  # cases in a sample
+    scales = False  # whether build gives the sample resized and scaled
     UNDECISIVE = ("source", "patient_pattern")  # of a sample: its cases are, see digar.networks.description
 
     def __init__(self, sample_size: Sequence[int], source: str | Path | None) -> None:
@@ -51,8 +53,12 @@ class SequenceKind(ABC):
         return [case, *(others[i] for i in generator.choice(len(others), self.joins - 1, replace=False))]
 
     @abstractmethod
-    def build(self, scans: Sequence[Scan], centres: Sequence[np.ndarray], state: np.random.RandomState) -> torch.Tensor:
-        """The sample ``(C, *sample_size)``, float32 from 0 to 1.
+    def build(
+        self, scans: Sequence[Scan], centres: Sequence[np.ndarray], state: np.random.RandomState
+    ) -> list[torch.Tensor]:
+        """The sample's parts along z, of equal thickness, ``(C, X, Y, Z)`` each, in their scans' own numbers.
+
+        :func:`prepare_next_patch` resizes parts that are smaller than their share of the sample, and scales each.
 
         Args:
             scans: of all files of the cases that it joins, ``(C, X, Y, Z)`` each; perhaps memory-mapped, not to be
@@ -72,7 +78,9 @@ class SequenceKind(ABC):
 
 
 class Sequenced(Transform, Randomizable):
-    """Build the sequence of the kind that an item names: ``image``, and ``kind`` as its place among the kinds.
+    """Build the sequence of the kind that an item names: ``image`` as stored, ``kind`` as its place among the kinds.
+
+    ``extents`` are those of its parts, see :func:`join_parts`.
 
     An item holds ``kind`` (a name), ``image`` (the scans) and ``centre``, see :meth:`SequenceKind.build`.
 
@@ -85,5 +93,8 @@ class Sequenced(Transform, Randomizable):
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         name = data["kind"]
-        image = self.kinds[name].build(data["image"], data["centre"], self.R)
-        return {"image": image, "kind": torch.tensor(list(self.kinds).index(name))}
+        kind = self.kinds[name]
+        image, extents = join_parts(kind.build(data["image"], data["centre"], self.R), kind.sample_size)
+        if kind.scales:
+            extents.zero_()
+        return {"image": image, "kind": torch.tensor(list(self.kinds).index(name)), "extents": extents}

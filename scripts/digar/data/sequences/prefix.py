@@ -1,4 +1,4 @@
-"""The bidirectional prefix of a sample, and a batch as MONAI's engines want it."""
+"""The bidirectional prefix of a sample; a batch as MONAI's engines want it."""
 
 import math
 from collections.abc import Hashable, Mapping, Sequence
@@ -8,6 +8,8 @@ import numpy as np
 import torch
 from monai.config import KeysCollection
 from monai.transforms import MapTransform, Randomizable
+
+from digar.data.sequences.parts import scale_samples
 
 
 class RandPrefixd(MapTransform, Randomizable):
@@ -31,7 +33,10 @@ class RandPrefixd(MapTransform, Randomizable):
 
 
 def prepare_next_patch(batch: dict[str, Any], device: Any, non_blocking: bool, **kwargs: Any) -> tuple:
-    """A batch as MONAI's engines want it: image, the loss's target (image, prefix, kind), network's second input."""
-    image = batch["image"].to(device, non_blocking=non_blocking, **kwargs)
+    """A batch as MONAI's engines want it: image, the loss's target (image, prefix, kind), network's second input.
+
+    The images travel as they are stored, a half or a quarter of the bytes, and are resized and scaled on the device.
+    """
+    image = scale_samples(batch["image"].to(device, non_blocking=non_blocking), batch["extents"]).to(**kwargs)
     prefix, kind = (batch[key].to(device, non_blocking=non_blocking) for key in ("prefix", "kind"))
     return image, (image, prefix, kind), (prefix,), {}

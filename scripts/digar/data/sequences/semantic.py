@@ -8,7 +8,7 @@ import torch
 
 from digar.data.layouts import Case
 from digar.data.lesions import lesion_cases
-from digar.data.sequences.crops import NUM_PARTS, CropReader, Scan, centred_window, part_size
+from digar.data.sequences.crops import NUM_PARTS, Scan, centred_window, part_size, stored
 from digar.data.sequences.kind import SequenceKind
 from digar.volumes.search import case_name
 
@@ -30,7 +30,7 @@ class Semantic(SequenceKind):
 
     def __init__(self, sample_size: Sequence[int], source: str | Path | None) -> None:
         super().__init__(sample_size, source)
-        self.reader = CropReader(part_size(sample_size))
+        self.part_size = part_size(sample_size)
 
     def find(self, source: str | Path) -> list[Case]:
         return lesion_cases(source)
@@ -38,17 +38,18 @@ class Semantic(SequenceKind):
     def group(self, case: Case) -> Hashable:
         return case["type"]
 
-    def build(self, scans: Sequence[Scan], centres: Sequence[np.ndarray], state: np.random.RandomState) -> torch.Tensor:
+    def build(
+        self, scans: Sequence[Scan], centres: Sequence[np.ndarray], state: np.random.RandomState
+    ) -> list[torch.Tensor]:
         """Raises ValueError where there are not four scans with a centre each."""
         if not len(scans) == len(centres) == NUM_PARTS:
             raise ValueError(
                 f"a semantic sequence needs {NUM_PARTS} scans and centres, not {len(scans)} and {len(centres)}"
             )
-        parts = [
-            self.reader(scan, centred_window(scan.shape[1:], self.reader.size, centre))
+        return [
+            stored(scan, centred_window(scan.shape[1:], self.part_size, centre))
             for scan, centre in zip(scans, centres, strict=True)
         ]
-        return torch.cat(parts, dim=3)
 
     def part_names(self, joined: Sequence[Case]) -> list[str]:
         return [case_name(case["image"]) for case in joined]

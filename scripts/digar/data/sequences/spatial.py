@@ -8,7 +8,7 @@ import torch
 
 from digar.data.datalists import scans
 from digar.data.layouts import Case
-from digar.data.sequences.crops import NUM_PARTS, CropReader, Scan, part_size, random_window
+from digar.data.sequences.crops import NUM_PARTS, Scan, part_size, random_window, read_crop, stored
 from digar.data.sequences.kind import SequenceKind
 
 
@@ -44,10 +44,10 @@ class Spatial(SequenceKind):
         super().__init__(sample_size, source)
         self.patient_pattern = patient_pattern
         self.slab_offset = slab_offset
-        self.reader = CropReader(sample_size)
         if slab_offset is None:
             return
         self.description += ", as four published slabs"
+        self.scales = True  # by the whole crop's percentiles, of which slabs repeat some slices and leave out others
         self.thickness = part_size(sample_size)[2]
         last = sample_size[2] - self.thickness - (NUM_PARTS - 1) * slab_offset
         self.starts = (0, last) if slab_start is None else tuple(slab_start)
@@ -60,14 +60,17 @@ class Spatial(SequenceKind):
     def find(self, source: str | Path) -> list[Case]:
         return scans(source, self.patient_pattern)
 
-    def build(self, scans: Sequence[Scan], centres: Sequence[np.ndarray], state: np.random.RandomState) -> torch.Tensor:
+    def build(
+        self, scans: Sequence[Scan], centres: Sequence[np.ndarray], state: np.random.RandomState
+    ) -> list[torch.Tensor]:
         (scan,) = scans
-        crop = self.reader(scan, random_window(scan.shape[1:], self.reader.size, state))
+        window = random_window(scan.shape[1:], self.sample_size, state)
         if self.slab_offset is None:
-            return crop
+            return [stored(scan, window)]
         start = state.randint(self.starts[0], self.starts[1] + 1)
         starts = [start + i * self.slab_offset for i in range(NUM_PARTS)]
-        return torch.cat([crop[..., s : s + self.thickness] for s in starts], dim=3)
+        crop = read_crop(scan, window, self.sample_size)
+        return [torch.cat([crop[..., s : s + self.thickness] for s in starts], dim=3)]
 
     def part_names(self, joined: Sequence[Case]) -> list[str]:
         if self.slab_offset is None:
