@@ -10,7 +10,7 @@ LABEL := .venv-label
 
 .PHONY: bundle demo notebook test test-slow test-label lint docs clean
 
-.venv/installed: requirements.txt requirements-export.txt requirements-dicom.txt requirements-hub.txt requirements-openvino.txt requirements-dev.txt constraints.txt
+.venv/installed: requirements.txt requirements-export.txt requirements-dicom.txt requirements-hub.txt requirements-openvino.txt requirements-remote.txt requirements-dev.txt constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet -r requirements-dev.txt -c constraints.txt
 	touch $@

@@ -34,6 +34,7 @@ OPTIONAL = {  # modules that only these need
     "scripts/digar/inference/dicom_seg.py": "requirements-dicom.txt",
     "scripts/digar/networks/exported.py": "requirements-export.txt requirements-openvino.txt",
     "scripts/digar/networks/exporting.py": "requirements-export.txt",
+    "scripts/digar/volumes/remote.py": "requirements-remote.txt",
 }
 
 

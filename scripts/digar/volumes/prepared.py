@@ -13,7 +13,7 @@ import mmap
 import os
 import zlib
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -31,6 +31,7 @@ from digar.volumes.header import Header, VolumeError, refuse_other_grid
 from digar.volumes.intensities import percentiles
 from digar.volumes.memory import available_memory
 from digar.volumes.reading import volume_files
+from digar.volumes.remote import fetched, is_remote, remote_state
 
 FORMAT = 2  # part of a copy's name: a new format never reads old copies
 OUTLIER_WIDTHS = 8  # intensities farther from the percentiles than so many of their distances are clipped
@@ -95,6 +96,8 @@ class VolumeStore:
             OSError: the copy cannot be written.
         """
         if self.cache_dir is None:
+            if is_remote(path):
+                raise VolumeError(path, "is not on this machine: name a --cache_dir for its copy")
             scan = resampled(path, self.reader, memory_left)
             grid, warnings = Grid.of(scan), scan.meta[WARNINGS]
         else:
@@ -110,7 +113,11 @@ class VolumeStore:
         self.grids[path] = grid
 
     def _write(self, copy: Path, path: str, memory_left: float) -> "Found":
-        scan = resampled(path, self.reader, memory_left)
+        with fetched(path) if is_remote(path) else nullcontext(path) as file:
+            try:
+                scan = resampled(file, self.reader, memory_left)
+            except VolumeError as error:
+                raise type(error)(path, error.reason) from error  # of an address, not of the file that was fetched
         try:
             return write_copy(copy, path, scan)
         except OSError as error:
@@ -251,15 +258,20 @@ def _state(copy: Path) -> list[int]:
 
 def copy_name(path: str, spacing: Sequence[float], nonfinite_share: float) -> Path:
     """Where a scan's copy lies in the cache: named by file path and settings, then by the files' sizes and times."""
-    try:
-        state = [(part.name, part.stat().st_size, part.stat().st_mtime_ns) for part in volume_files(path)]
-    except OSError as error:
-        raise VolumeError(path, f"cannot be read ({error})") from error
+    place = path if is_remote(path) else os.path.abspath(path)
+    state = remote_state(path) if is_remote(path) else _states(path)
     which, when = (
         hashlib.sha256(repr(key).encode()).hexdigest()[:16]
-        for key in ((os.path.abspath(path), tuple(spacing), nonfinite_share, FORMAT), state)
+        for key in ((place, tuple(spacing), nonfinite_share, FORMAT), state)
     )
     return Path(which[:2]) / f"{which}_{when}.npy"
+
+
+def _states(path: str) -> list[tuple[str, int, int]]:
+    try:
+        return [(part.name, part.stat().st_size, part.stat().st_mtime_ns) for part in volume_files(path)]
+    except OSError as error:
+        raise VolumeError(path, f"cannot be read ({error})") from error
 
 
 def prepare_volumes(

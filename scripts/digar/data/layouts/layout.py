@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from digar.volumes.reading import volume_exists
+from digar.volumes.remote import is_remote
 
 Case = dict[str, Any]
 """``image``: a path, or a list of one per channel; ``label``: a path; perhaps ``patient``, ``part``, ``fold``."""
@@ -70,14 +71,14 @@ class Layout(Protocol):
 
 
 def refuse_missing(data: DataSet, labels: bool) -> None:
-    """Refuse data whose files are not there; labels are looked for where they are needed.
+    """Refuse data whose files are not there; labels are looked for where they are needed, addresses not before use.
 
     Raises:
         FileNotFoundError: names all of them.
     """
     paths = [path for case in (*data.labelled, *data.unlabelled) for path in case_images(case)]
     paths += [case["label"] for case in data.labelled] if labels else []
-    missing = [path for path in paths if not volume_exists(path)]
+    missing = [path for path in paths if not is_remote(path) and not volume_exists(path)]
     if missing:
         raise FileNotFoundError(f"{data.place} lists files that are missing: {', '.join(missing)}")
 

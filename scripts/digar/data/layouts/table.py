@@ -5,6 +5,7 @@ from typing import Any
 
 from digar.data.layouts.layout import Case, DataSet
 from digar.volumes.files import read_json, read_table
+from digar.volumes.remote import is_remote
 
 CHANNELS = "image_"  # image_t1, image_t2, ...: columns of one channel each
 PARTS = ("training", "validation", "test")
@@ -13,7 +14,8 @@ PARTS = ("training", "validation", "test")
 class Table:
     """Columns ``image`` (or one column ``image_NAME`` per channel), ``label``, ``patient``, ``part``.
 
-    Paths start from the list's folder. In a JSON list ``image`` may be a list, one file per channel.
+    Paths start from the list's folder; scans to pretrain on may be addresses, see :mod:`digar.volumes.remote`. In a
+    JSON list ``image`` may be a list, one file per channel.
     """
 
     name = "table of cases"
@@ -36,7 +38,7 @@ class Table:
             if not files or not all(isinstance(path, str) and path for path in files):
                 raise ValueError(f"{place}, {where}: it names no image")
             channels = [key.removeprefix(CHANNELS) for key in keys] if keys != ["image"] else []
-            paths = [str(place.parent / path) for path in files]
+            paths = [path if is_remote(path) else str(place.parent / path) for path in files]
             case: Case = {"image": paths[0] if len(paths) == 1 else paths}
             if row.get("patient"):
                 case["patient"] = str(row["patient"])
@@ -45,6 +47,8 @@ class Table:
                     raise ValueError(f"{place}, {where}: part {row['part']!r} must be one of {', '.join(PARTS)}")
                 case["part"] = row["part"]
             if row.get("label"):
+                if any(map(is_remote, paths)):
+                    raise ValueError(f"{place}, {where}: an image with a label must be a file of this machine")
                 labelled.append(case | {"label": str(place.parent / str(row["label"]))})
             else:
                 unlabelled.append(case)

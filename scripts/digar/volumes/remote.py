@@ -1,0 +1,67 @@
+"""Scans in an object store or on a web server, fetched one at a time by fsspec when a list names them."""
+
+import re
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from digar.volumes.header import VolumeError
+
+PROTOCOLS = {"s3": "s3fs", "gs": "gcsfs", "abfs": "adlfs", "http": "aiohttp", "https": "aiohttp"}  # and their packages
+ADDRESS = re.compile(f"({'|'.join(PROTOCOLS)})://.")
+VERSION = ("size", "ETag", "LastModified", "last_modified", "etag", "mtime", "generation")  # of what a store tells
+
+
+def is_remote(path: str | Path) -> bool:
+    """Whether a path is an address, as ``s3://bucket/scan.nii.gz`` is, and no file of this machine."""
+    return ADDRESS.match(str(path)) is not None
+
+
+def remote_state(address: str) -> dict[str, str]:
+    """What tells whether a scan has changed since it was fetched: its size and version, as far as the store knows.
+
+    Raises:
+        VolumeError: it is not there, cannot be reached, or a package for its protocol is missing.
+    """
+    with _errors(address):
+        import fsspec
+
+        system, path = fsspec.core.url_to_fs(address)
+        facts: dict[str, Any] = system.info(path)
+    return {name: str(facts[name]) for name in VERSION if facts.get(name) is not None}
+
+
+@contextmanager
+def fetched(address: str) -> Iterator[str]:
+    """The path of a scan's local copy under its own name, which is removed afterwards.
+
+    Raises:
+        VolumeError: see :func:`remote_state`.
+    """
+    with tempfile.TemporaryDirectory(prefix="digar-") as folder:
+        target = str(Path(folder) / address.partition("?")[0].rpartition("/")[2])
+        with _errors(address):
+            import fsspec
+
+            system, path = fsspec.core.url_to_fs(address)
+            system.get_file(path, target)
+        yield target
+
+
+@contextmanager
+def _errors(address: str) -> Iterator[None]:
+    """What goes wrong with a store, as an error that names the address."""
+    package = PROTOCOLS[address.partition(":")[0]]
+    kinds: tuple[type[Exception], ...] = (OSError,)
+    try:
+        if package == "aiohttp":
+            import aiohttp
+
+            kinds = (OSError, aiohttp.ClientError)
+        yield
+    except ImportError:
+        raise VolumeError(address, f"needs a package to be fetched: pip install {package}") from None
+    except kinds as error:
+        raise VolumeError(address, f"cannot be fetched ({error or type(error).__name__})") from error
