@@ -175,11 +175,12 @@ def loader_speed(sizes: Sizes) -> Rows:
         "--workers", str(min(os.cpu_count() or 1, 8)), "--device", sizes.step.device,
     ]  # fmt: skip
     result = pretrain_data.main(words)
-    return [
+    rows = [
         {"workers": workers, "way": way, "samples_per_second": rate}
         for workers, rates in result["loader"].items()
         for way, rate in rates.items()
     ]
+    return [*rows, {"workers": "", "way": "scaling on the device", "samples_per_second": result["scaling_on_device"]}]
 
 
 def finetuning_speed(sizes: Sizes) -> Rows:

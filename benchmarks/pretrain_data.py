@@ -173,6 +173,17 @@ def waiting(dataset: Dataset, arguments: argparse.Namespace, workers: int) -> di
     return {"share_waiting": waited / (waited + worked), "seconds_per_step": worked / arguments.steps}
 
 
+def scaling_rate(dataset: Dataset, device: torch.device, rounds: int) -> float:
+    """Samples per second that the training's device resizes and scales, median over rounds of one batch of 8."""
+    batch = join_samples([dataset[index % len(dataset)] for index in range(8)])
+    image, seconds = batch["image"].to(device), []
+    for _ in range(rounds + 1):
+        start = time.perf_counter()
+        scale_samples(image, batch["extents"]).flatten()[0].item()  # which waits for a GPU
+        seconds.append(time.perf_counter() - start)
+    return len(image) / float(np.median(seconds[1:]))
+
+
 def bytes_per_scan(files: list[str], cache_dir: Path, patch_bytes: int) -> dict[str, float]:
     """What each way keeps on disk for a scan beside the scan itself."""
     cache = sum(file.stat().st_size for file in cache_dir.rglob("*") if file.is_file()) / len(files)
@@ -235,6 +246,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
         result["loader"] = {
             str(workers): loader_rates(fast, options.batch, workers, options.rounds) for workers in options.workers
         }
+        result["scaling_on_device"] = scaling_rate(cached, torch.device(options.device), options.rounds)
         if options.steps > 0:
             result["waiting"] = {str(workers): waiting(cached, options, workers) for workers in options.workers}
 
@@ -257,6 +269,7 @@ def print_results(result: dict[str, Any]) -> None:
         for name, rate in rates.items():
             rows.append([f"warm, loader with {workers} workers", name, rate, rate / rates["offline patches"]])
     print_table("Samples", ["where", "way", "per second", "to offline patches"], rows)
+    print(f"\n{result['scaling_on_device']:.0f} samples per second resized and scaled on {result['options']['device']}")
     if "waiting" in result:
         rows = [[workers, *values.values()] for workers, values in result["waiting"].items()]
         print_table("Training from the cache", ["workers", "share of time waiting", "seconds per step"], rows)
