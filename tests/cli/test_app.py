@@ -14,12 +14,15 @@ import pytest
 import yaml
 from digar.cli.app import app
 from digar.cli.bundle import bundle_root, find_weights, read_settings
+from digar.evaluation.metrics import METRICS
+from digar.evaluation.segmentation import Score
+from digar.evaluation.tables import write_scores
 from typer.testing import CliRunner
 
 from tests.conftest import ROOT
 
-COMMANDS = ["plan", "pretrain", "train", "evaluate", "predict", "report", "embed", "compare", "convert", "export",
-            "phantoms", "dicom-seg", "serve"]  # fmt: skip
+COMMANDS = ["plan", "pretrain", "train", "evaluate", "predict", "report", "embed", "compare", "folds", "lesions",
+            "convert", "export", "phantoms", "dicom-seg", "serve"]  # fmt: skip
 
 
 def line(*words: str) -> list[str]:
@@ -210,3 +213,18 @@ def test_without_the_hubs_library_it_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     with pytest.raises(RuntimeError, match="pip install huggingface_hub"):
         find_weights("hf:clinic/heart")
+
+
+def test_folds_and_lesions_write_their_tables(task: Path, tmp_path: Path) -> None:
+    table = tmp_path / "lesions.csv"
+    result = CliRunner().invoke(app, ["lesions", str(task), str(table)])
+    assert result.exit_code == 0, result.output
+    assert f"{len(table.read_text().splitlines()) - 1} structures in" in result.output
+
+    evaluations = [tmp_path / "a", tmp_path / "b"]
+    for number, folder in enumerate(evaluations):
+        write_scores(folder, [Score(f"case_{number}", "label 1", dict.fromkeys(METRICS, 0.5), "")])
+    result = CliRunner().invoke(app, ["folds", *map(str, evaluations), "-o", str(tmp_path / "all")])
+    assert result.exit_code == 0, result.output
+    assert "2 cases of 2 evaluations" in result.output
+    assert (tmp_path / "all/summary.csv").is_file()

@@ -317,6 +317,34 @@ def compare(
 
 
 @app.command()
+def folds(
+    evaluations: Annotated[list[Path], typer.Argument(help="The output folder of each fold's evaluation.")],
+    output: Output,
+) -> None:
+    """Pool the evaluations of a cross-validation: one table over all cases.
+
+    Example: digar folds model/fold_*/evaluation -o scores
+    """
+    from digar.evaluation.folds import merge_folds
+
+    _say("\n".join([*merge_folds(evaluations, output), f"tables: {output}"]))
+
+
+@app.command()
+def lesions(
+    data: Data,
+    table: Annotated[Path, typer.Argument(help="The CSV to write.")],
+) -> None:
+    """Write where the structures of labelled data are, as a table for semantic sequences.
+
+    Example: digar lesions DATA/Task04_Hippocampus lesions.csv
+    """
+    from digar.data.lesions import write_lesion_table
+
+    _say(f"{write_lesion_table(data, table)} structures in {table}")
+
+
+@app.command()
 def convert(
     checkpoint: Annotated[Path, typer.Argument(help="A checkpoint of AR-SSL4M.")],
     output: Annotated[Path, typer.Argument(help="The weights to write.")],

@@ -1,13 +1,12 @@
 """Lesions with a class each, for semantic sequences: read from a table, or written to one from a task's labels.
 
-    python -m digar.data.lesions DATA/Task04_Hippocampus lesions.csv
+    digar lesions DATA/Task04_Hippocampus lesions.csv
 
 A table is a CSV with the columns ``patient``, ``file`` (relative to the table's folder, or absolute), ``type``, and
 either a centre ``x, y, z`` or a box ``x1, y1, z1, x2, y2, z2``, in voxels of the file, counted from 0. DeepLesion's
 types are 1 to 8; rows of type -1 (unknown) are left out.
 """
 
-import argparse
 import os
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
@@ -113,15 +112,3 @@ def _relative(path: str, folder: Path) -> str:
         return Path(os.path.relpath(path, folder)).as_posix()
     except ValueError:  # another drive on Windows
         return os.path.abspath(path)
-
-
-def _main() -> None:
-    parser = argparse.ArgumentParser(description="Write the labels of an MSD task as a lesion table.")
-    parser.add_argument("task", type=Path, help="folder with dataset.json, imagesTr and labelsTr")
-    parser.add_argument("table", type=Path, help="the CSV to write")
-    options = parser.parse_args()
-    print(f"{write_lesion_table(options.task, options.table)} lesions in {options.table}")
-
-
-if __name__ == "__main__":
-    _main()

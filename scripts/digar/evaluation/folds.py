@@ -1,9 +1,5 @@
-"""One table from the evaluations of several folds.
+"""One table from the evaluations of several folds."""
 
-python -m digar.evaluation.folds runs/fold_*/evaluation --output runs/folds
-"""
-
-import argparse
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -46,11 +42,3 @@ def merge_folds(folders: Sequence[str | Path], output: str | Path) -> list[str]:
             found[case] = folder
         scores += own
     return [f"{len(found)} cases of {len(folders)} evaluations", *summary_lines(write_scores(Path(output), scores))]
-
-
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("folders", nargs="+", help="output_dir of an evaluation each")
-    parser.add_argument("--output", required=True, help="folder for cases.csv and summary.csv")
-    given = parser.parse_args()
-    print("\n".join(merge_folds(given.folders, given.output)))
