@@ -12,6 +12,7 @@ import pytest
 from digar.data.datalists import scans
 from digar.volumes.header import VolumeError
 from digar.volumes.prepared import VolumeStore, prepare_volumes
+from digar.volumes.reading import read_header
 
 SPACING = (2.0, 2.0, 2.0)
 
@@ -97,6 +98,11 @@ def test_a_labelled_image_must_be_a_file(tmp_path):
     (tmp_path / "list.csv").write_text("image,label\nhttps://example.invalid/a.nii.gz,a_label.nii.gz\n")
     with pytest.raises(ValueError, match="line 2: an image with a label must be a file of this machine"):
         scans(tmp_path / "list.csv")
+
+
+def test_other_commands_say_that_they_do_not_fetch():
+    with pytest.raises(VolumeError, match="only `digar pretrain` fetches scans"):
+        read_header("https://example.invalid/a.nii.gz")
 
 
 def test_no_local_path_is_an_address(tmp_path):

@@ -15,6 +15,7 @@ from digar.volumes.dicom import SeriesHeader, is_series, series_files, series_he
 from digar.volumes.header import SHEAR_TOLERANCE, Header, VolumeError
 from digar.volumes.itk_files import ITK_SUFFIXES, itk_header, itk_voxels, refuse_damage
 from digar.volumes.nifti import NIFTI_SUFFIXES, nifti_header, nifti_voxels
+from digar.volumes.remote import is_remote
 
 logger = logging.getLogger(__name__)
 
@@ -56,6 +57,8 @@ def read_header(path: str | Path) -> Header:
     """
     series = is_series(path)
     if not volume_exists(path):
+        if is_remote(path):
+            raise VolumeError(path, "is not on this machine: only `digar pretrain` fetches scans; fetch it yourself")
         raise VolumeError(path, "there is no such file")
     try:
         if series:
