@@ -52,7 +52,7 @@ class Scribbles(Masks):
         """
         name = request.get("selected_label_name", next(iter(self.labels))).lower()
         if name not in self.labels:
-            raise HTTPException(400, f"the selected segment {name[:50]} is none of {', '.join(self.labels)}")
+            raise HTTPException(400, f"there is no label {name[:50]}: select a segment of {', '.join(self.labels)}")
         return name
 
     def pre_transforms(self, data: dict[str, Any] | None = None) -> list[Callable]:

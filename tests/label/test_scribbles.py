@@ -108,7 +108,7 @@ def test_outside_of_a_box_there_is_background(own: Server, mask: np.ndarray, tmp
 
 @pytest.mark.parametrize(
     ("values", "reason"),
-    [({}, "nothing is painted"), ({"selected_label_name": "tumour"}, "the selected segment tumour is none of")],
+    [({}, "nothing is painted"), ({"selected_label_name": "tumour"}, "there is no label tumour: select a segment of")],
 )
 def test_what_cannot_be_meant_is_refused(values: dict, reason: str, own: Server, mask, tmp_path: Path) -> None:
     save(tmp_path / "painted.nii.gz", mask, np.eye(4))
