@@ -26,7 +26,9 @@ def config(*names: str) -> dict:
     return {"config_file": files, "logging_file": own["logging.conf"], "meta_file": own["metadata.json"]}
 
 
-class TestDigarHippocampusMriSegmentation(unittest.TestCase):
+class OnFiveCases(unittest.TestCase):
+    """A task of five cases of noise, in a folder that is removed afterwards."""
+
     def setUp(self) -> None:
         self.folder = tempfile.mkdtemp()
         generator = np.random.default_rng(0)
@@ -36,13 +38,15 @@ class TestDigarHippocampusMriSegmentation(unittest.TestCase):
                 volume = nib.Nifti1Image(generator.integers(0, stop, (20, 20, 20)).astype(np.uint8), np.eye(4))
                 nib.save(volume, os.path.join(self.folder, name, f"case_{case}.nii.gz"))
         self.output = os.path.join(self.folder, "output")
-        self.own = {"bundle_root": BUNDLE, "weights_file": os.path.join(self.output, "model.pt")}
 
     def tearDown(self) -> None:
         shutil.rmtree(self.folder)
 
+
+class TestDigarHippocampusMriSegmentation(OnFiveCases):
     def complete(self, kind: str, *names: str, check: bool = True, **options: object) -> None:
-        workflow = ConfigWorkflow(workflow_type=kind, **config(*names), **self.own, **options)
+        own = {"bundle_root": BUNDLE, "weights_file": os.path.join(self.output, "model.pt")}
+        workflow = ConfigWorkflow(workflow_type=kind, **config(*names), **own, **options)
         workflow.initialize()
         if check:
             assert workflow.check_properties() == []

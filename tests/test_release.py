@@ -74,9 +74,12 @@ def test_the_zoos_form_has_the_files_that_its_verifier_reads_and_one_model(tmp_p
               "configs/multi_gpu_train.json", "configs/multi_gpu_evaluate.json", "models/model.pt")  # fmt: skip
     assert [name for name in wanted if not (bundle / name).is_file()] == []
     assert sorted(file.name for file in (bundle / "models").iterdir()) == ["hippocampus", "model.pt", "task.yaml"]
+    for kind in ("", "_dist"):
+        assert (tmp_path / "ci/unit_tests" / f"test_{ZOO_NAME}{kind}.py").is_file()
     metadata = json.loads((bundle / "configs/metadata.json").read_text())
     assert metadata["version"] in metadata["changelog"]
-    assert metadata["eval_metrics"]["mean_dice"] == 0.889
+    scores = {"mean_dice": 0.889, "anterior_dice": 0.898, "posterior_dice": 0.879, "mean_hd95_mm": 1.25}
+    assert metadata["eval_metrics"] == scores
     headings = re.findall(r"^#+ (.*)$", (bundle / "docs/README.md").read_text(), re.MULTILINE)
     sections = ["Model Overview", "Data", "Training configuration", "Performance", "MONAI Bundle Commands"]
     assert [name for name in (*sections, "References", "License") if name not in headings] == []
@@ -119,8 +122,12 @@ def test_the_hubs_form_has_a_model_card_and_whole_links(tmp_path: Path) -> None:
     assert card["license"] == "cc-by-sa-4.0"
     assert card["library_name"] == "monai"
     result = card["model-index"][0]["results"][0]
-    assert result["metrics"][0] == {"type": "dice", "name": "mean dice", "value": 0.889}
-    assert result["metrics"][-1] == {"type": "hd95", "name": "mean hd95 mm", "value": 1.25}
+    assert result["metrics"] == [
+        {"type": "dice", "name": "mean dice", "value": 0.889},
+        {"type": "dice", "name": "anterior dice", "value": 0.898},
+        {"type": "dice", "name": "posterior dice", "value": 0.879},
+        {"type": "hd95", "name": "mean hd95 mm", "value": 1.25},
+    ]
     links = re.findall(r"\]\(([^)\s]+)\)", text)
     assert links
     assert [link for link in links if not link.startswith(("https://", "http://", "#"))] == []

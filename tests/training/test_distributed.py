@@ -1,3 +1,5 @@
+"""Leaving the group of processes."""
+
 import faulthandler
 from pathlib import Path
 

@@ -79,14 +79,14 @@ def scale_by_percentiles(crop: torch.Tensor) -> torch.Tensor:
     """
     scaled = torch.empty(crop.shape, dtype=torch.float32, device=crop.device)
     for channel, result in zip(crop, scaled, strict=True):
-        if channel.device.type != "cpu":
-            result.copy_(scale_on_device(channel))
-            continue
-        low, high = percentiles(channel.numpy())
-        if high > low:
-            result.copy_(channel).sub_(low).mul_(1 / (high - low)).clamp_(0, 1)
+        if channel.device.type == "cpu":
+            low, high = percentiles(channel.numpy())
+            if high > low:
+                result.copy_(channel).sub_(low).mul_(1 / (high - low)).clamp_(0, 1)
+            else:
+                result.copy_(channel > low)
         else:
-            result.copy_(channel > low)
+            result.copy_(scale_on_device(channel))
     return scaled
 
 

@@ -114,10 +114,7 @@ class VolumeStore:
 
     def _write(self, copy: Path, path: str, memory_left: float) -> "Found":
         with fetched(path) if is_remote(path) else nullcontext(path) as file:
-            try:
-                scan = resampled(file, self.reader, memory_left)
-            except VolumeError as error:
-                raise type(error)(path, error.reason) from error  # of an address, not of the file that was fetched
+            scan = resampled(file, self.reader, memory_left)
         try:
             return write_copy(copy, path, scan)
         except OSError as error:

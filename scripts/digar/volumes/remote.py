@@ -25,10 +25,7 @@ def remote_state(address: str) -> dict[str, str]:
     Raises:
         VolumeError: it is not there, cannot be reached, or a package for its protocol is missing.
     """
-    with _errors(address):
-        import fsspec
-
-        system, path = fsspec.core.url_to_fs(address)
+    with _store(address) as (system, path):
         facts: dict[str, Any] = system.info(path)
     return {name: str(facts[name]) for name in VERSION if facts.get(name) is not None}
 
@@ -38,29 +35,31 @@ def fetched(address: str) -> Iterator[str]:
     """The path of a scan's local copy under its own name, which is removed afterwards.
 
     Raises:
-        VolumeError: see :func:`remote_state`.
+        VolumeError: see :func:`remote_state`; what is wrong with the copy is said of the address.
     """
     with tempfile.TemporaryDirectory(prefix="digar-") as folder:
         target = str(Path(folder) / address.partition("?")[0].rpartition("/")[2])
-        with _errors(address):
-            import fsspec
-
-            system, path = fsspec.core.url_to_fs(address)
+        with _store(address) as (system, path):
             system.get_file(path, target)
-        yield target
+        try:
+            yield target
+        except VolumeError as error:
+            raise type(error)(address, error.reason) from error
 
 
 @contextmanager
-def _errors(address: str) -> Iterator[None]:
-    """What goes wrong with a store, as an error that names the address."""
+def _store(address: str) -> Iterator[tuple[Any, str]]:
+    """The file system of an address and the path in it; what goes wrong there is an error that names the address."""
     package = PROTOCOLS[address.partition(":")[0]]
     kinds: tuple[type[Exception], ...] = (OSError,)
     try:
+        import fsspec
+
         if package == "aiohttp":
             import aiohttp
 
             kinds = (OSError, aiohttp.ClientError)
-        yield
+        yield fsspec.core.url_to_fs(address)
     except ImportError:
         raise VolumeError(address, f"needs a package to be fetched: pip install {package}") from None
     except kinds as error:
