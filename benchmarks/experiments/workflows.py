@@ -101,10 +101,10 @@ def training_ids(
     steps = arm.steps or protocol.steps
     classified = protocol.task == "classification"
     ids = {
+        "num_workers": 0,
         **protocol.ids,
         **arm.ids,
         "dataset_dir": str(data / protocol.data / (protocol.table or "") if classified else data / protocol.data),
-        "num_workers": 0,
         "learning_rate": rate,
         "seed": 100 * job.draw + job.seed,
         "max_epochs": f"$-(-{steps} // len(@train#dataloader))",
