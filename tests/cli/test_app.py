@@ -22,7 +22,7 @@ from typer.testing import CliRunner
 from tests.conftest import ROOT
 
 COMMANDS = ["plan", "pretrain", "train", "evaluate", "predict", "report", "embed", "compare", "folds", "lesions",
-            "convert", "export", "phantoms", "dicom-seg", "serve"]  # fmt: skip
+            "sequence", "curves", "convert", "export", "phantoms", "dicom-seg", "serve"]  # fmt: skip
 
 
 def line(*words: str) -> list[str]:
@@ -68,6 +68,17 @@ def test_training_is_the_bundles_run_with_absolute_paths(tmp_path: Path, monkeyp
     assert option(words, "output_dir") == str(tmp_path / "my run, second")
     assert option(words, "task") == str(tmp_path / "task.yaml")
     assert (option(words, "fold"), option(words, "max_epochs")) == ("2", "3")
+
+
+@pytest.mark.parametrize("command", ["evaluate", "predict"])
+def test_a_backend_is_an_overlay_and_takes_one_model(command: str) -> None:
+    words = line(command, "data", "-o", "out", "--backend", "onnxruntime")
+    assert str(ROOT / "configs/backend.json") in option(words, "config_file")
+    assert option(words, "backend") == "onnxruntime"
+    several = ["-m", "hippocampus", "-m", "hippocampus", "--backend", "openvino"]
+    refused = CliRunner().invoke(app, [command, "data", "-o", "out", *several])
+    assert refused.exit_code == 2
+    assert "several models are averaged in PyTorch alone" in refused.output
 
 
 @pytest.mark.parametrize(("seconds", "told"), [(1.0, False), (1000.0, True)])

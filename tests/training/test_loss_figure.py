@@ -1,7 +1,7 @@
 """Curves of runs as a picture."""
 
 import pytest
-from digar.training.loss_figure import main, read_curves
+from digar.training.loss_figure import draw_curves, read_curves
 from PIL import Image
 from torch.utils.tensorboard import SummaryWriter
 
@@ -24,7 +24,7 @@ def test_every_point_of_a_curve_is_read(run):
 
 
 def test_runs_are_drawn_into_one_picture(run, tmp_path):
-    main(["--runs", str(run), "--picture", str(tmp_path / "pictures/curves.png")])
+    draw_curves([run], tmp_path / "pictures/curves.png")
     with Image.open(tmp_path / "pictures/curves.png") as picture:
         assert picture.width > 2 * picture.height
 

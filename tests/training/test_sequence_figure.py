@@ -37,12 +37,9 @@ def test_a_kind_that_the_data_lack_is_said():
 
 @pytest.mark.slow
 def test_the_command_draws_from_the_config(task: Path, tmp_path: Path):
-    command = [
-        sys.executable, "-m", "digar.training.sequence_figure", "--kind", "spatial",
-        "--output", str(tmp_path / "page.png"),
-        "--dataset_dir", str(task), "--cache_dir", str(tmp_path / "cache"), "--output_dir", str(tmp_path),
-        "--spacing", "[4, 4, 4]", "--sample_size", "[16, 16, 16]",
-    ]  # fmt: skip
+    settings = [f"cache_dir={tmp_path}/cache", "spacing=[4, 4, 4]", "sample_size=[16, 16, 16]"]
+    command = [sys.executable, "-m", "digar", "sequence", str(task), str(tmp_path / "page.png")]
+    command += [word for setting in settings for word in ("--set", setting)]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr[-2000:]
     assert (tmp_path / "page.png").is_file()

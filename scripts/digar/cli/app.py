@@ -50,6 +50,9 @@ app = typer.Typer(
 
 Data = Annotated[Path, typer.Argument(help="Your data: a task, a folder, or a list.", show_default=False)]
 Output = Annotated[Path, typer.Option("-o", "--output", help="Where results go.", show_default=False)]
+BackendOption = Annotated[
+    Backend, typer.Option("--backend", help="What runs the network; others than PyTorch are installed apart.")
+]
 Models = Annotated[
     list[str] | None,
     typer.Option(
@@ -216,10 +219,21 @@ def _exported(ids: dict[str, Any]) -> list[str]:
     return ["exported.json"] * ids["weights_file"].endswith(tuple(ENDINGS.values()))
 
 
+def _network_overlay(ids: dict[str, Any], backend: Backend) -> list[str]:
+    """The overlay by which something else than the PyTorch network computes, if any; names the backend in the ids."""
+    if backend is Backend.pytorch:
+        return _exported(ids)
+    if "ensemble" in ids:
+        raise typer.BadParameter("several models are averaged in PyTorch alone", param_hint="--backend")
+    ids["backend"] = backend.value
+    return ["backend.json"]
+
+
 @app.command()
 def evaluate(
     data: Data, output: Output, model: Models = None,
     part: Annotated[str, typer.Option(help="validation, training or all cases of the task.")] = "validation",
+    backend: BackendOption = Backend.pytorch,
     settings: Settings = None, show_command: ShowCommand = False,
 ) -> None:  # fmt: skip
     """Score a model on labelled images: Dice, distances in mm, volumes in ml, pictures of the worst cases.
@@ -229,7 +243,7 @@ def evaluate(
     ids = _ids(settings, dataset_dir=data, output_dir=output, part=part, **_weights(model))
     _run(
         f"evaluating on the {part} cases of {data}",
-        BundleRun(["train.json", "evaluate.json", *_exported(ids)], "run", ids), show_command,
+        BundleRun(["train.json", "evaluate.json", *_network_overlay(ids, backend)], "run", ids), show_command,
         {"scores": output / "summary.csv", "cases": output / "cases.csv", "pictures": output / "worst.png"},
     )  # fmt: skip
 
@@ -240,9 +254,7 @@ def predict(
     output: Output,
     model: Models = None,
     dicom_seg: Annotated[bool, typer.Option("--dicom-seg", help="Write a DICOM SEG of every series as well.")] = False,
-    backend: Annotated[
-        Backend, typer.Option(help="What runs the network; others than PyTorch are installed apart.")
-    ] = Backend.pytorch,
+    backend: BackendOption = Backend.pytorch,
     settings: Settings = None,
     show_command: ShowCommand = False,
 ) -> None:
@@ -251,14 +263,9 @@ def predict(
     Example: digar predict DATA/images -o masks
     """
     ids = _ids(settings, dataset_dir=images, output_dir=output, dicom_seg=dicom_seg or None, **_weights(model))
-    overlay = _exported(ids)
-    if backend is not Backend.pytorch:
-        if "ensemble" in ids:
-            raise typer.BadParameter("several models are averaged in PyTorch alone", param_hint="--backend")
-        overlay = ["backend.json"]
-        ids["backend"] = backend.value
     _run(
-        f"segmenting {images}", BundleRun(["inference.json", *overlay], "run", ids), show_command,
+        f"segmenting {images}",
+        BundleRun(["inference.json", *_network_overlay(ids, backend)], "run", ids), show_command,
         {"masks": output, "report": output / "report.html", "volumes": output / "volumes.csv"},
     )  # fmt: skip
 
@@ -345,6 +352,40 @@ def lesions(
 
 
 @app.command()
+def sequence(
+    data: Data,
+    picture: Annotated[Path, typer.Argument(help="The PNG to write.")],
+    kind: Annotated[str, typer.Option(help="A kind of sequence: spatial, contrast or semantic.")] = "spatial",
+    index: Annotated[int, typer.Option(help="Which sample of this kind, from 0.")] = 0,
+    settings: Settings = None,
+) -> None:
+    """Draw a sample of the pretraining as the network reads it: its parts, its patches and their order.
+
+    Example: digar sequence DATA/scans page.png --set token_order=volume
+    """
+    from digar.training.sequence_figure import draw_sample
+
+    config = bundle_root() / "configs" / "pretrain.yaml"
+    draw_sample(config, _ids(settings, dataset_dir=data, bundle_root=bundle_root()), kind, index, picture)
+    _say(f"picture: {picture}")
+
+
+@app.command()
+def curves(
+    runs: Annotated[list[Path], typer.Argument(help="Output folders of `digar pretrain` or `digar train`.")],
+    picture: Annotated[Path, typer.Option("-o", "--output", help="The PNG to write.", show_default=False)],
+) -> None:
+    """Draw the curves of runs into one picture: the training loss by step, the validation by epoch.
+
+    Example: digar curves scratch pretrained -o curves.png
+    """
+    from digar.training.loss_figure import draw_curves
+
+    draw_curves(runs, picture)
+    _say(f"picture: {picture}")
+
+
+@app.command()
 def convert(
     checkpoint: Annotated[Path, typer.Argument(help="A checkpoint of AR-SSL4M.")],
     output: Annotated[Path, typer.Argument(help="The weights to write.")],
@@ -385,11 +426,19 @@ def phantoms(
     training: Annotated[int, typer.Option(help="Labelled studies.")] = 24,
     test: Annotated[int, typer.Option(help="Unseen studies.")] = 6,
     seed: Annotated[int, typer.Option(help="Of the whole series.")] = 0,
+    sources: Annotated[
+        bool, typer.Option("--sources", help="Studies of four contrasts and a table of lesions instead of a task.")
+    ] = False,
 ) -> None:
-    """Write a task of generated volumes, to try everything without data.
+    """Write a task of generated volumes, to try everything without data; or sources of every kind of sequence.
 
     Example: digar phantoms task
     """
+    if sources:
+        from digar.data.phantom_studies import write_sources
+
+        _say("written: " + ", ".join(str(path) for path in write_sources(folder, training, seed)))
+        return
     from digar.data.phantoms import write_phantoms
 
     _say(f"written: {write_phantoms(folder, training, test, seed)}")

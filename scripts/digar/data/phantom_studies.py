@@ -1,13 +1,12 @@
 """Phantoms for the other kinds of sequence: studies of four contrasts, and a table of lesions.
 
-    python -m digar.data.phantom_studies FOLDER --studies 8 --patients 8 --seed 0
+    digar phantoms FOLDER --sources --training 8
 
 writes ``FOLDER/studies`` (BraTS layout: a folder per study, t1n, t1c, t2w, t2f on one grid) and ``FOLDER/lesions``
 (scans and ``lesions.csv`` in DeepLesion's manner: boxes, types, -1 for unknown). The organs are those of
 :mod:`digar.data.phantoms`.
 """
 
-import argparse
 from pathlib import Path
 
 import numpy as np
@@ -71,16 +70,7 @@ def write_lesions(folder: str | Path, patients: int, seed: int = 0) -> Path:
     return table
 
 
-def _main() -> None:
-    parser = argparse.ArgumentParser(description="Write phantom studies of four contrasts and a phantom lesion table.")
-    parser.add_argument("folder", type=Path, help="where to write")
-    parser.add_argument("--studies", type=int, default=8, help="number of studies (default: %(default)s)")
-    parser.add_argument("--patients", type=int, default=8, help="patients with lesions (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the whole series (default: %(default)s)")
-    options = parser.parse_args()
-    write_studies(options.folder / "studies", options.studies, options.seed)
-    print(write_lesions(options.folder / "lesions", options.patients, options.seed))
-
-
-if __name__ == "__main__":
-    _main()
+def write_sources(folder: str | Path, count: int, seed: int = 0) -> tuple[Path, Path]:
+    """Write ``count`` studies and as many patients with lesions; the folder of studies and the table."""
+    write_studies(Path(folder) / "studies", count, seed)
+    return Path(folder) / "studies", write_lesions(Path(folder) / "lesions", count, seed)

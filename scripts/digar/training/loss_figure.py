@@ -1,9 +1,5 @@
-"""Draw the curves of one or several runs into a picture: training loss and validation metric by iteration.
+"""The curves of one or several runs as a picture: training loss by step, validation by epoch."""
 
-python -m digar.training.loss_figure --runs runs/scratch runs/pretrained --picture curves.png
-"""
-
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -48,18 +44,7 @@ def draw_curves(runs: Sequence[Path], picture: Path) -> None:
     left.set(title="training loss", xlabel="iteration", yscale="log")
     right.set(title="validation", xlabel="epoch")
     for axes in (left, right):
-        axes.legend(fontsize=8)
+        if axes.lines:  # a run without validation has no curve on the right
+            axes.legend(fontsize=8)
         axes.grid(alpha=0.3)
     save_figure(figure, picture)
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--runs", type=Path, nargs="+", required=True)
-    parser.add_argument("--picture", type=Path, required=True)
-    options = parser.parse_args(arguments)
-    draw_curves(options.runs, options.picture)
-
-
-if __name__ == "__main__":
-    main()

@@ -1,18 +1,11 @@
-"""A picture of a pretraining sample as the network reads it: its parts, its patches, and their order.
+"""A picture of a pretraining sample as the network reads it: its parts, its patches, and their order."""
 
-    python -m digar.training.sequence_figure --config_file configs/pretrain.yaml --kind spatial --output sequence.png \
-        --dataset_dir DATA/Task04_Hippocampus --token_order volume
-
-Whatever a run of that config would see is drawn; further options are ids of the config.
-"""
-
-import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
-import yaml
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from monai.bundle import ConfigParser
@@ -92,37 +85,36 @@ def find_sample(dataset: SequenceDataset, kind: str, index: int) -> int:
     return places[index]
 
 
-def _main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config_file", default="configs/pretrain.yaml")
-    parser.add_argument("--kind", default="spatial", help="one of the config's kinds (default: %(default)s)")
-    parser.add_argument("--index", type=int, default=0, help="which sample of this kind (default: %(default)s)")
-    parser.add_argument("--output", type=Path, required=True, help="the PNG to write")
-    options, rest = parser.parse_known_args()
-    config = ConfigParser(ConfigParser.load_config_file(options.config_file))
-    for name, value in zip(rest[::2], rest[1::2], strict=True):
-        if not name.startswith("--") or name[2:] not in config:
-            raise ValueError(f"option {name} is not an id of {options.config_file}")
-        config[name[2:]] = yaml.safe_load(value)
+def draw_sample(config_file: str | Path, ids: Mapping[str, Any], kind: str, index: int, picture: Path) -> None:
+    """Draw a sample that a run of a pretraining config would see.
+
+    Args:
+        config_file: ``configs/pretrain.yaml``.
+        ids: of the config to replace, and their values.
+        kind: of the sequence.
+        index: which sample of this kind in an epoch, from 0.
+        picture: the PNG to write.
+
+    Raises:
+        ValueError: an id or a kind that the config lacks, or no such sample.
+    """
+    config = ConfigParser(ConfigParser.load_config_file(config_file))
+    for name, value in ids.items():
+        if name not in config:
+            raise ValueError(f"{name} is not an id of {config_file}")
+        config[name] = value
     dataset = config.get_parsed_content("train#dataset")
-    if options.kind not in dataset.kinds:
-        raise ValueError(f"there are no {options.kind} sequences in {options.config_file}: {', '.join(dataset.kinds)}")
-    kind = dataset.kinds[options.kind]
-    place = find_sample(dataset, options.kind, options.index)
+    if kind not in dataset.kinds:
+        raise ValueError(f"there are no {kind} sequences in {config_file}: {', '.join(dataset.kinds)}")
+    place = find_sample(dataset, kind, index)
     sample = dataset[place]
     _, joined, _ = dataset.draw(place)
-    patch_size = np.broadcast_to(config.get_parsed_content("patch_size"), 3).tolist()
     draw_sequence(
-        options.output,
+        picture,
         scale_samples(sample["image"][None], sample["extents"][None])[0, 0].numpy(),
         int(sample["prefix"]),
-        patch_size,
+        np.broadcast_to(config.get_parsed_content("patch_size"), 3).tolist(),
         config.get_parsed_content("token_order"),
-        f"{options.kind}: {kind.description}",
-        kind.part_names(joined),
+        f"{kind}: {dataset.kinds[kind].description}",
+        dataset.kinds[kind].part_names(joined),
     )
-    print(options.output)
-
-
-if __name__ == "__main__":
-    _main()
