@@ -82,7 +82,7 @@ def test_the_network_takes_and_gives_what_the_metadata_say_from_any_folder(name:
 @pytest.mark.slow
 def test_the_shipped_weights_export_to_files_that_compute_the_same(tmp_path: Path) -> None:
     network = monai.bundle.load(**LOADING)
-    image = torch.rand(2, *INPUT[1:])
+    image = torch.rand(2, *INPUT[1:], generator=torch.Generator().manual_seed(0))  # rounding depends on the image
     with torch.inference_mode():
         expected = network.eval()(image)
     for kind, export in (("torchscript", monai.bundle.ckpt_export), ("onnx", monai.bundle.onnx_export)):
