@@ -214,15 +214,10 @@ def _weights(models: Sequence[str] | None) -> dict[str, Any]:
     return {"weights_file": files[0]} | ({"ensemble": files[1:]} if files[1:] else {})
 
 
-def _exported(ids: dict[str, Any]) -> list[str]:
-    """The overlay by which a workflow takes an exported file in the network's place."""
-    return ["exported.json"] * ids["weights_file"].endswith(tuple(ENDINGS.values()))
-
-
 def _network_overlay(ids: dict[str, Any], backend: Backend) -> list[str]:
-    """The overlay by which something else than the PyTorch network computes, if any; names the backend in the ids."""
+    """The overlay by which an exported file or another backend computes in the network's place; notes it in the ids."""
     if backend is Backend.pytorch:
-        return _exported(ids)
+        return ["exported.json"] * ids["weights_file"].endswith(tuple(ENDINGS.values()))
     if "ensemble" in ids:
         raise typer.BadParameter("several models are averaged in PyTorch alone", param_hint="--backend")
     ids["backend"] = backend.value
@@ -423,8 +418,8 @@ def export(
 @app.command()
 def phantoms(
     folder: Annotated[Path, typer.Argument(help="Where to write; must not contain a task already.")],
-    training: Annotated[int, typer.Option(help="Labelled studies.")] = 24,
-    test: Annotated[int, typer.Option(help="Unseen studies.")] = 6,
+    training: Annotated[int, typer.Option(help="Labelled studies; with --sources, studies and patients.")] = 24,
+    test: Annotated[int, typer.Option(help="Unseen studies; none with --sources.")] = 6,
     seed: Annotated[int, typer.Option(help="Of the whole series.")] = 0,
     sources: Annotated[
         bool, typer.Option("--sources", help="Studies of four contrasts and a table of lesions instead of a task.")
